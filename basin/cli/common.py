@@ -1,0 +1,122 @@
+"""What every command shares: which basin, which secret, how it is opened, and the `--json` that all of them take.
+
+Invariants:
+- No secret ever stands in argv. It comes from $BASIN_PASSPHRASE, else $BASIN_SECRET_FILE, else a hidden prompt.
+- The engine is imported inside functions, so that `basin --help` stays fast.
+
+Only `basin.cli` imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from basin.cli.failures import EXIT_USAGE, Failure, translated
+from basin.cli.output import request_json
+from basin.errors import SecretRequired
+
+if TYPE_CHECKING:
+    from basin import Secret
+    from basin.api import Database
+
+PASSPHRASE_VARIABLE: Final = "BASIN_PASSPHRASE"
+SECRET_FILE_VARIABLE: Final = "BASIN_SECRET_FILE"
+
+
+def _json_option() -> click.Option:
+    return click.Option(
+        ["--json"], is_flag=True, expose_value=False, callback=request_json, help="Print JSON, one object a line."
+    )
+
+
+class Command(click.Command):
+    """A command that takes `--json`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_json_option())
+
+
+class Group(click.Group):
+    """A group of `Command`s; the outermost one also turns exceptions into one line and an exit code."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(_json_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command chosen (click's contract)."""
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        with translated():
+            return super().invoke(ctx)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The basin that the command line names."""
+
+    given: str | None
+
+    @property
+    def url(self) -> str:
+        """Its URL or path; without one the command ends as a usage error."""
+        if not self.given:
+            raise Failure("which basin? give -b URL before the command, or set $BASIN_URL", EXIT_USAGE)
+        return self.given
+
+    def open(self, mode: str) -> Database:
+        """Open it: mode "r" to read, "w" to write, both existing. Asks for a secret only if the basin needs one."""
+        import basin
+
+        secret = secret_from_environment()
+        try:
+            return basin.open(self.url, mode=mode, secret=secret)
+        except SecretRequired:
+            if secret is not None or not can_ask():
+                raise
+        return basin.open(self.url, mode=mode, secret=ask_secret(f"Passphrase of {self.url}", confirm=False))
+
+
+pass_target: Final = click.make_pass_decorator(Target)
+
+
+def secret_from_environment() -> Secret | None:
+    """The secret that $BASIN_PASSPHRASE or else $BASIN_SECRET_FILE gives; None if neither is set."""
+    import basin
+
+    if os.environ.get(PASSPHRASE_VARIABLE) or os.environ.get(SECRET_FILE_VARIABLE):
+        return basin.Secret.from_env()
+    return None
+
+
+def can_ask() -> bool:
+    """Whether there is a terminal to ask at."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def ask_secret(prompt: str, *, confirm: bool) -> Secret:
+    """Ask for a passphrase, hidden, on standard error; twice with `confirm`."""
+    import basin
+
+    text = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+    return basin.Secret.from_passphrase(text)
+
+
+def load_or_create_secret(path: str) -> tuple[Secret, bool]:
+    """The secret in the file `path`, and whether the file was created (mode 0600) just now with a new one."""
+    import basin
+
+    if os.path.lexists(path):
+        return basin.Secret.from_file(path), False
+    secret = basin.Secret.generate()
+    secret.to_file(path)
+    return secret, True

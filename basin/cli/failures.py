@@ -1,0 +1,129 @@
+"""How a command ends: exit codes, and one line on standard error in place of a traceback.
+
+Invariants:
+- Every exception that leaves a command becomes one line `basin: …` and one exit code; none shows a traceback.
+- The line holds no control characters, whatever names or file contents the message quotes.
+
+Only `basin.cli` imports this module. It prints errors alone; results are `output.py`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Final
+
+import click
+
+from basin import errors
+from basin.cli.output import flush, printable
+
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_DAMAGE: Final = 3
+EXIT_UNREADABLE: Final = 4
+EXIT_CONFLICT: Final = 5
+# What a shell reports for a program that the signal ended; scripts test for these two.
+EXIT_INTERRUPTED: Final = 128 + signal.SIGINT
+EXIT_PIPE_CLOSED: Final = 128 + signal.SIGPIPE
+
+# First match wins, so a kind stands before its base.
+_EXIT_CODES: Final = (
+    (errors.CorruptionError, EXIT_DAMAGE),
+    (errors.InvalidArgument, EXIT_USAGE),
+    (errors.Conflict, EXIT_CONFLICT),
+)
+_ADVICE: Final = (
+    (errors.WrongSecret, "give another one in $BASIN_PASSPHRASE or $BASIN_SECRET_FILE"),
+    (errors.SecretRequired, "set $BASIN_PASSPHRASE or $BASIN_SECRET_FILE, or run in a terminal to be asked"),
+    (errors.NotABasin, "`basin init` creates one"),
+    (errors.UnsupportedVersion, "upgrade basin-store"),
+    (errors.CorruptionError, "`basin check` lists all damage"),
+    (errors.PositionGone, "`basin log` lists the positions that are left"),
+    (errors.CommitUnknown, "look at `basin log` before you try again"),
+    (errors.StorageUnavailable, "try again later"),
+    (errors.OutOfSpace, "free some space, then try again"),
+    (errors.BasinPoisoned, "see to the cause, then run the command again"),
+)
+
+
+class Failure(click.ClickException):
+    """Ends the command with one line on standard error and `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_ERROR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line."""
+        warn(self.message)
+
+
+def warn(message: str) -> None:
+    """Print one line on standard error; the command goes on."""
+    flush()
+    click.echo(f"basin: {printable(' '.join(message.split()))}", err=True)
+
+
+def describe(error: errors.BasinError) -> str:
+    """The error's text and, where the command line knows more than the engine, what to do."""
+    advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), None)
+    return f"{error}; {advice}" if advice else str(error)
+
+
+def reason(error: OSError) -> str:
+    """What the system says about a failed call, without its number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn every exception of the body into click's own: `Failure`, `Exit`, or a usage error that passes unchanged."""
+    try:
+        yield
+        flush()
+    except (click.ClickException, click.exceptions.Exit):
+        _flush_or_drop()
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        raise Failure("interrupted; what was acknowledged is kept", EXIT_INTERRUPTED) from None
+    except errors.BasinError as error:
+        code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
+        raise Failure(describe(error), code) from error
+    except OSError as error:
+        _raise_for_system(error)
+    except Exception as error:
+        if os.environ.get("BASIN_DEBUG"):
+            raise
+        text = f"internal error: {type(error).__name__}: {error}; $BASIN_DEBUG=1 shows where, please report it"
+        raise Failure(text) from error
+
+
+def _raise_for_system(error: OSError) -> None:
+    if error.errno == errno.EPIPE:
+        _drop_output()
+        raise click.exceptions.Exit(EXIT_PIPE_CLOSED) from None
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    raise Failure(f"{where}{reason(error)}") from error
+
+
+def _flush_or_drop() -> None:
+    """Print what is pending before the command's own error; that this fails too is not the news to tell."""
+    try:
+        flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere, so that the interpreter's last flush does not fail as well."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):
+        return  # standard output is no file of the system (captured, or closed already): nothing will be flushed

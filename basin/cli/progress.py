@@ -1,0 +1,87 @@
+"""A progress bar on standard error, for a job that turns out to be long.
+
+Invariants: nothing is shown unless standard error is a terminal and the job has run for a second; the bar disappears
+at the end, so results stay clean; a command works the same without it. Only `basin.cli` imports this module.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+DELAY_S: Final = 1.0
+
+
+class Progress:
+    """Counts the bytes of a job with `advance`; the bar comes up by itself. Use as a context manager."""
+
+    def __init__(self, label: str, total: int | None = None) -> None:
+        """`total`: bytes to come; None shows a moving bar without an end."""
+        self._label = label
+        self._total = total
+        self._done = 0
+        self._bar: RichProgress | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._timer: threading.Timer | None = None
+
+    def advance(self, size: int) -> None:
+        """Say that `size` more bytes are done."""
+        self._done += size
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    def __enter__(self) -> Self:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._timer = threading.Timer(DELAY_S, self._show)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self) -> None:
+        """Runs on the timer's thread, once."""
+        with self._lock:
+            if not self._ended:
+                self._bar = self._start()
+
+    def _start(self) -> RichProgress:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+        if self._total is not None:
+            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        bar = RichProgress(*columns, console=Console(file=sys.stderr), transient=True)
+        bar.add_task(self._label, total=self._total, completed=self._done)
+        bar.start()
+        return bar
+
+
+class CountingReader:
+    """A binary file whose reads advance a progress bar. Owns nothing: the caller closes the file."""
+
+    def __init__(self, file: IO[bytes], progress: Progress) -> None:
+        self._file = file
+        self._progress = progress
+        self.size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file's own `read`."""
+        data = self._file.read(size)
+        self.size += len(data)
+        self._progress.advance(len(data))
+        return data
