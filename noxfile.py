@@ -1,0 +1,139 @@
+"""The single entry to every job of the project: `nox -s NAME`, `nox -l` for the names.
+
+Each session makes its own environment under `.nox/`, so that nothing but nox needs to be installed before. The session
+`tests` is what decides whether a change is good: style, types, one minute of fuzzing, then every test.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHON_FOLDERS = ("basin", "tests", "fuzz", "benchmarks", "noxfile.py")
+FUZZ_SECONDS_IN_TESTS = 60
+FUZZ_SECONDS_ALONE = 600
+SOAK_EFFORT = 20  # times the examples, kills and crash scripts of the ordinary test session
+CORES = 2  # the tests are laid out for a small machine; more workers gain little, because a few tests are long
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install Basin in place, and the dependency groups named."""
+    session.install("--quiet", "-e", ".", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+def check_style(session: nox.Session) -> None:
+    session.run("ruff", "check", *PYTHON_FOLDERS)
+    session.run("ruff", "format", "--check", *PYTHON_FOLDERS)
+
+
+def check_types(session: nox.Session) -> None:
+    session.run("mypy")
+
+
+def run_fuzzers(session: nox.Session, seconds: int) -> None:
+    """Share `seconds` among the targets `fuzz/fuzz_*.py`, each starting from its corpus `fuzz/corpus/<name>/`.
+
+    What a run discovers goes to a temporary folder: the corpus in the repository grows by hand, case by case.
+    """
+    if sys.platform != "linux":
+        session.log("atheris has wheels for Linux only: the tests replay the corpus, nothing is fuzzed")
+        return
+    targets = sorted(Path("fuzz").glob("fuzz_*.py"))
+    for target in targets:
+        corpus = Path("fuzz", "corpus", target.stem.removeprefix("fuzz_"))
+        with tempfile.TemporaryDirectory() as discovered:
+            session.run(
+                "python",
+                "-m",
+                f"fuzz.{target.stem}",
+                f"-max_total_time={max(1, seconds // len(targets))}",
+                "-rss_limit_mb=1024",
+                "-timeout=10",
+                "-verbosity=0",
+                f"-artifact_prefix={discovered}/",
+                discovered,
+                *([str(corpus)] if corpus.is_dir() else []),
+            )
+
+
+def end_with_last_line_of_pytest(session: nox.Session) -> None:
+    """Keep nox from adding its own success line: whoever reads the output finds the count of tests in its last line."""
+    ending = f"Session {session.name} was successful"
+    logging.getLogger("nox").addFilter(lambda record: not record.getMessage().startswith(ending))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Style, types, one minute of fuzzing, every test. Arguments after `--` go to pytest."""
+    install(session, "test", "lint", "fuzz")
+    check_style(session)
+    check_types(session)
+    run_fuzzers(session, FUZZ_SECONDS_IN_TESTS)
+    session.run("pytest", "-n", str(CORES), *session.posargs)
+    end_with_last_line_of_pytest(session)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Store the standard library twice, read it back, kill a writer; print what happened."""
+    install(session)
+    session.run("python", "-m", "benchmarks.demo", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style alone."""
+    install(session, "lint")
+    check_style(session)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types alone."""
+    install(session, "lint", "test")
+    check_types(session)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Every fuzz target for a share of ten minutes, or of the seconds given after `--`."""
+    install(session, "fuzz")
+    run_fuzzers(session, int(session.posargs[0]) if session.posargs else FUZZ_SECONDS_ALONE)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """This engine and its peers in one run; writes the tables and charts of docs/benchmarks.md."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Links, code blocks, commands and byte tables of the documentation."""
+    install(session, "test")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """The randomised tests with many times the examples, kills and crash scripts: hours, not minutes."""
+    install(session, "test")
+    session.run("pytest", "-n", str(CORES), f"--effort={SOAK_EFFORT}", *(session.posargs or ["tests/engine"]))
+
+
+@nox.session
+def powercut(session: nox.Session) -> None:
+    """Real power cuts on ext4 and XFS loop mounts under a multi-process workload. Needs root."""
+    install(session)
+    session.run("python", "-m", "basin.testing.powercut", *session.posargs)
