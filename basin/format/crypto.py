@@ -2,14 +2,14 @@
 
 Invariants:
 
-- Each derivation has a label of its own, and after the label only fields of fixed length: no two derivations share an input.
+- Each derivation has a label of its own, and after the label only fields of fixed length: no two share an input.
 - A cipher key never seals two messages under one nonce. A stratum has its own cipher key and its nonces are grain
   offsets (`nonce_of_offset`); a log record has its own cipher key.
 - Nothing here draws randomness or reads a clock: random bytes are arguments.
 - Only `cryptography` and `blake3` compute; nothing is hand-made.
 
-Any module of `basin.format` and `basin.engine` may import this one. It knows no file and no layout. It cannot erase keys
-from memory: Python gives no such promise.
+Any module of `basin.format` and `basin.engine` may import this one. It knows no file and no layout. It cannot erase
+keys from memory: Python gives no such promise.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class MasterKey:
 
 
 class StratumKeys(NamedTuple):
-    """What one stratum needs: `cipher_key` (empty in an open basin), the public `commitment`, and `tag_key` for index pages."""
+    """What one stratum needs: `cipher_key` (empty in an open basin), the public `commitment`, `tag_key` for pages."""
 
     cipher_key: bytes
     commitment: bytes
@@ -84,9 +84,10 @@ def derive_stratum_keys(
 ) -> StratumKeys:
     """Derive one stratum's keys: HKDF-SHA256, salted with the 32 random bytes of the stratum's header.
 
-    The descriptor's hash is an input, so that a changed `basin.json` (a flipped profile, say) opens nothing; id and kind
-    are inputs, so that a stratum cannot take another's name or role. AES-GCM does not commit to its key; the stored
-    `commitment` does, and tells a wrong key from damage before anything is decrypted (compare by `hmac.compare_digest`).
+    The descriptor's hash is an input, so that a changed `basin.json` (a flipped profile, say) opens nothing; id and
+    kind are inputs, so that a stratum cannot take another's name or role. AES-GCM does not commit to its key; the
+    stored `commitment` does, and tells a wrong key from damage before anything is decrypted (compare by
+    `hmac.compare_digest`).
 
     `kind` is 0..255. Costs about 5 µs: once per stratum, never per grain.
     """
@@ -140,11 +141,11 @@ class GrainKeyMap:
     In an open basin (`id_key` None) it is the identity. In an encrypted one a content key's two 16-byte blocks are
     encrypted, each by itself, with AES-256 under the id key.
 
-    Why that mode, ECB, is right *here*: content keys are outputs of a cryptographic hash, so their blocks are uniform and
-    distinct contents share a block with probability about count² / 2¹²⁷. On distinct inputs AES is a keyed pseudo-random
-    permutation: without the id key an image says nothing about its input but equality, and equality of grain keys is
-    what deduplication shows anyway. It needs no nonce, has an inverse (so listing needs no second column), and runs in
-    batches. It would be wrong for anything with structure: for text, counters or padded values equal blocks would show
+    Why that mode, ECB, is right *here*: content keys are outputs of a cryptographic hash, so their blocks are uniform
+    and distinct contents share a block with probability about count² / 2¹²⁷. On distinct inputs AES is a keyed
+    pseudo-random permutation: without the id key an image says nothing about its input but equality, and equality of
+    grain keys is what deduplication shows anyway. It needs no nonce, has an inverse (so listing needs no second
+    column), and runs in batches. It would be wrong for anything with structure: for text, counters or padded values equal blocks would show
     as equal, and nothing is authenticated (the grain's associated data authenticates its grain key). Never use it for
     anything but hashes.
 
@@ -160,7 +161,7 @@ class GrainKeyMap:
         """Raise `InvalidArgument` unless `id_key` is None or 32 bytes."""
         if id_key is not None:
             require_size("id key", id_key, KEY_SIZE)
-        self._permutation = None if id_key is None else BlockCipher(algorithms.AES256(id_key), modes.ECB())
+        self._permutation = None if id_key is None else BlockCipher(algorithms.AES256(id_key), modes.ECB())  # noqa: S305 - see above: uniform blocks
         self._encryptors: list[CipherContext] = []
         self._decryptors: list[CipherContext] = []
 
@@ -229,7 +230,7 @@ class Cipher:
         self.aead = AESGCM(cipher_key)
 
     def seal(self, nonce: bytes, plaintext: bytes, associated: bytes) -> bytes:
-        """Encrypt and authenticate: `len(plaintext) + 16` bytes. Never twice with one `nonce` (12 bytes) under this key."""
+        """Encrypt and authenticate: `len(plaintext) + 16` bytes. Never use a `nonce` (12 bytes) twice."""
         return self.aead.encrypt(nonce, plaintext, associated)
 
     def open(self, nonce: bytes, sealed: bytes, associated: bytes) -> bytes:
@@ -237,7 +238,9 @@ class Cipher:
         try:
             return self.aead.decrypt(nonce, sealed, associated)
         except InvalidTag:
-            raise AuthenticationFailed("sealed bytes do not authenticate: they were changed, moved or swapped") from None
+            raise AuthenticationFailed(
+                "sealed bytes do not authenticate: they were changed, moved or swapped"
+            ) from None
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a cipher holds a cipher key and is not pickled")
