@@ -1,0 +1,1 @@
+"""The storage port and its implementations: named bytes, and no idea of what they mean."""
