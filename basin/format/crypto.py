@@ -8,8 +8,8 @@ Invariants:
 - Nothing here draws randomness or reads a clock: random bytes are arguments.
 - Only `cryptography` and `blake3` compute; nothing is hand-made.
 
-Any module of `basin.format` and `basin.engine` may import this one. It knows no file and no layout. It cannot erase
-keys from memory: Python gives no such promise.
+Any module of `basin.format` and `basin.engine` may import this one. It knows no file. It cannot erase keys from memory:
+Python gives no such promise.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from basin.errors import AuthenticationFailed, InvalidArgument
+from basin.format.layout import PAGE_TAG_SIZE
 
 KEY_SIZE: Final = 32
 TAG_SIZE: Final = 16
 NONCE_SIZE: Final = 12
 COMMITMENT_SIZE: Final = 32
-PAGE_TAG_SIZE: Final = 16
 
 _ID_SIZE: Final = 16
 _HASH_SIZE: Final = 32
@@ -145,9 +145,9 @@ class GrainKeyMap:
     and distinct contents share a block with probability about count² / 2¹²⁷. On distinct inputs AES is a keyed
     pseudo-random permutation: without the id key an image says nothing about its input but equality, and equality of
     grain keys is what deduplication shows anyway. It needs no nonce, has an inverse (so listing needs no second
-    column), and runs in batches. It would be wrong for anything with structure: for text, counters or padded values equal blocks would show
-    as equal, and nothing is authenticated (the grain's associated data authenticates its grain key). Never use it for
-    anything but hashes.
+    column), and runs in batches. It would be wrong for anything with structure: for text, counters or padded values
+    equal blocks would show as equal, and nothing is authenticated (the grain's associated data authenticates its grain
+    key). Never use it for anything but hashes.
 
     The id key never rotates: a new one would rename every grain.
 
