@@ -55,7 +55,8 @@ def run_fuzzers(session: nox.Session, seconds: int) -> None:
             session.run(
                 "python",
                 "-m",
-                f"fuzz.{target.stem}",
+                "fuzz.driver",
+                target.stem,
                 f"-max_total_time={max(1, seconds // len(targets))}",
                 "-rss_limit_mb=1024",
                 "-timeout=10",

@@ -1,26 +1,27 @@
-"""Run one fuzz target under atheris. Used by the targets' `__main__` only; replaying a corpus needs no atheris."""
+"""Run one fuzz target under atheris: `python -m fuzz.driver fuzz_<name> [libFuzzer's arguments]`.
+
+Replaying a corpus needs no atheris: `tests/test_fuzz.py` calls the targets directly.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
 
-from basin.errors import BasinError
+import atheris
 
+if __name__ == "__main__":
+    with atheris.instrument_imports(include=["basin"]):
+        from basin.errors import BasinError
 
-def run(one_input: Callable[[bytes], None]) -> None:
-    """Fuzz until libFuzzer's own arguments (`sys.argv`) say stop; exit code 0 means that nothing was found.
-
-    A `BasinError` is the right answer to hostile bytes. Everything else is a find: a hang and too much memory too.
-    """
-    import atheris
+        one_input = importlib.import_module(f"fuzz.{sys.argv.pop(1)}").one_input
 
     def guarded(data: bytes) -> None:
+        """A `BasinError` is the right answer to hostile bytes. All else is a find: a hang and too much memory too."""
         try:
             one_input(data)
         except BasinError:
             return
 
-    atheris.instrument_all()
     atheris.Setup(sys.argv, guarded)
     atheris.Fuzz()
