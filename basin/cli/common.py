@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from basin import Secret
     from basin.api import Database
 
-PASSPHRASE_VARIABLE: Final = "BASIN_PASSPHRASE"
-SECRET_FILE_VARIABLE: Final = "BASIN_SECRET_FILE"
+PASSPHRASE_VARIABLE: Final = "BASIN_PASSPHRASE"  # noqa: S105  (the name of a variable)
+SECRET_FILE_VARIABLE: Final = "BASIN_SECRET_FILE"  # noqa: S105  (as above)
 
 
 def _json_option() -> click.Option:
@@ -115,7 +116,7 @@ def load_or_create_secret(path: str) -> tuple[Secret, bool]:
     """The secret in the file `path`, and whether the file was created (mode 0600) just now with a new one."""
     import basin
 
-    if os.path.lexists(path):
+    if Path(path).exists():
         return basin.Secret.from_file(path), False
     secret = basin.Secret.generate()
     secret.to_file(path)

@@ -58,8 +58,8 @@ class Failure(click.ClickException):
         super().__init__(message)
         self.exit_code = exit_code
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line."""
+    def show(self, _file: IO[Any] | None = None) -> None:
+        """Print the line on standard error."""
         warn(self.message)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,7 +21,10 @@ from basin.cli.common import (
 )
 from basin.cli.failures import EXIT_USAGE, Failure
 from basin.cli.output import print_json, print_line, printable, wants_json
-from basin.errors import BasinError, SecretRequired
+from basin.errors import AlreadyExists, SecretRequired
+
+if TYPE_CHECKING:
+    from basin import Secret
 
 
 @click.command(cls=Command)
@@ -28,7 +33,7 @@ from basin.errors import BasinError, SecretRequired
     "--secret-file", metavar="PATH", type=click.Path(dir_okay=False), help="Key file; created (mode 0600) if absent."
 )
 @pass_target
-def init(target: Target, is_open: bool, secret_file: str | None) -> None:
+def init(target: Target, *, is_open: bool, secret_file: str | None) -> None:
     """Create a basin; it must not exist yet.
 
     Encrypted under a passphrase ($BASIN_PASSPHRASE, or asked for twice) or a key file. Whoever loses the last secret
@@ -67,13 +72,13 @@ def _create(target: Target, *, secret_file: str | None, is_open: bool) -> None:
     secret, is_new = load_or_create_secret(secret_file)
     try:
         basin.open(url, mode="x", secret=secret).close()
-    except BasinError:
+    except AlreadyExists:
         if is_new:
-            os.unlink(secret_file)  # it opens nothing, and would be taken for the key of something
+            Path(secret_file).unlink()  # it opens nothing, and would be taken for the key of the basin that was there
         raise
 
 
-def _ask() -> basin.Secret:
+def _ask() -> Secret:
     if not can_ask():
         raise SecretRequired("a new basin needs a secret, or --open for none")
     return ask_secret("New passphrase", confirm=True)

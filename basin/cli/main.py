@@ -6,6 +6,8 @@ entry point `basin` calls `main`.
 
 from __future__ import annotations
 
+from importlib import metadata
+
 import click
 
 from basin.cli.blob import blob
@@ -14,6 +16,7 @@ from basin.cli.common import Group, Target
 from basin.cli.init import init
 from basin.cli.kv import kv
 from basin.cli.log import log
+from basin.cli.output import print_line
 from basin.cli.secret import secret
 from basin.cli.stats import stats
 
@@ -25,9 +28,19 @@ unreadable, 5 conflict, 130 interrupted.
 """
 
 
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click)
+    if not value:
+        return
+    try:
+        print_line(f"basin {metadata.version('basin-store')}")
+    except metadata.PackageNotFoundError:
+        print_line("basin, run from its sources")
+    context.exit()
+
+
 @click.group(cls=Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-b", "--basin", "url", envvar="BASIN_URL", metavar="URL", help="The basin: a folder or a URL. [$BASIN_URL]")
-@click.version_option(package_name="basin-store", message="basin %(version)s")
+@click.option("-b", "--basin", "url", envvar="BASIN_URL", metavar="URL", help="A folder or URL. [$BASIN_URL]")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
 @click.pass_context
 def main(context: click.Context, url: str | None) -> None:
     """Keep names, values and content in a basin: an encrypted, append-only store in a folder."""

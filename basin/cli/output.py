@@ -24,7 +24,7 @@ _ESCAPES: Final = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _JSON_META: Final = "basin.cli.json"
 
 
-def request_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+def request_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click)
     """Callback of `--json`, wherever it stands on the command line; click shares `meta` among nested commands."""
     if value:
         context.meta[_JSON_META] = True
@@ -36,22 +36,15 @@ def wants_json() -> bool:
 
 
 def printable(data: bytes | str) -> str:
-    """One line of printing characters for any bytes; see the module header for the form."""
-    text = data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+    """One line of printing characters for any bytes, in the form of the module header; of a text, only what does not
+    print is replaced: it is a sentence, whose backslashes already mean something.
+    """
+    if isinstance(data, str):
+        return "".join(character if character.isprintable() else _code(character) for character in data)
+    text = data.decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:
         return text
-    return "".join(_escape(character) for character in text) if isinstance(data, bytes) else _visible(text)
-
-
-def _escape(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    return character if character.isprintable() else _code(character)
-
-
-def _visible(text: str) -> str:
-    """As `_escape`, but for sentences: their backslashes already mean something and stay."""
-    return "".join(character if character.isprintable() else _code(character) for character in text)
+    return "".join(_ESCAPES.get(character) or printable(character) for character in text)
 
 
 def _code(character: str) -> str:

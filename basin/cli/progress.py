@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Progress:
             self._timer.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         with self._lock:
             self._ended = True
         if self._timer is not None:

@@ -1,0 +1,99 @@
+"""`basin check` and `basin repair`: find damage, and mend it when told to. Uses the public names of `basin` only.
+
+Invariants:
+- `check` changes nothing; `repair` changes nothing without `--yes`.
+- Both end with exit code 3 while there is damage that nobody has mended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from basin.cli.common import Command, Target
+from basin.cli.failures import EXIT_DAMAGE
+from basin.cli.output import print_json, print_line, printable, wants_json
+from basin.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from basin import Finding, RepairAction
+
+_NAMES_SHOWN_MAX: Final = 5
+
+
+@click.command(cls=Command)
+@click.option("--no-data", is_flag=True, help="Check the structure only; do not read every grain.")
+@click.pass_context
+def check(context: click.Context, *, no_data: bool) -> None:
+    """Look for damage; exit with 3 if there is any.
+
+    Says which names the damage touches and whether they stay readable. Changes nothing.
+    """
+    counts = {"damage": 0, "warning": 0, "info": 0}
+    with context.find_object(Target).open("r") as db, Progress("checking"):
+        for finding in db.check(read_data=not no_data):
+            counts[finding.severity] += 1
+            _print_finding(finding)
+    if not wants_json():
+        print_line(_verdict(counts["damage"], counts["warning"]))
+    if counts["damage"]:
+        context.exit(EXIT_DAMAGE)
+
+
+def _print_finding(finding: Finding) -> None:
+    if wants_json():
+        print_json(asdict(finding))
+        return
+    parts = [finding.severity, printable(finding.kind), printable(finding.object), printable(finding.detail)]
+    if finding.names:
+        parts.append(_names_shown(finding.names))
+    print_line("  ".join(part for part in parts if part))
+
+
+def _names_shown(names: tuple[bytes, ...]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_NAMES_SHOWN_MAX])
+    more = len(names) - _NAMES_SHOWN_MAX
+    return f"(names: {shown}{f' and {more} more; --json lists all' if more > 0 else ''})"
+
+
+def _verdict(damage: int, warnings: int) -> str:
+    if not damage:
+        return f"no damage found{f'; warnings: {warnings}' if warnings else ''}"
+    return f"damage found: {damage}; warnings: {warnings}; `basin repair` shows what can be done"
+
+
+@click.command(cls=Command)
+@click.option("--yes", is_flag=True, help="Do it. Without this, only show what would be done.")
+@click.pass_context
+def repair(context: click.Context, *, yes: bool) -> None:
+    """Show what can be mended; mend it with --yes.
+
+    Never drops what can still be read. Exits with 3 while something is left to do.
+    """
+    with context.find_object(Target).open("w" if yes else "r") as db, Progress("repairing"):
+        actions = db.repair(dry_run=not yes)
+    for action in actions:
+        _print_action(action)
+    left = sum(not action.done for action in actions)
+    if not wants_json():
+        print_line(_outcome(len(actions), left, is_dry_run=not yes))
+    if left:
+        context.exit(EXIT_DAMAGE)
+
+
+def _print_action(action: RepairAction) -> None:
+    if wants_json():
+        print_json(asdict(action))
+        return
+    state = "done" if action.done else "to do"
+    print_line("  ".join((state, printable(action.kind), printable(action.object), printable(action.detail))))
+
+
+def _outcome(count: int, left: int, *, is_dry_run: bool) -> str:
+    if not count:
+        return "nothing to repair"
+    if is_dry_run:
+        return f"to do: {left}; `basin repair --yes` does it"
+    return f"done: {count - left}; not possible: {left}"

@@ -1,0 +1,69 @@
+"""`basin log`: the records that are the basin's history. Uses the public names of `basin` only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from basin.cli.common import Command, Target, pass_target
+from basin.cli.output import print_json, print_table, printable, wants_json
+
+if TYPE_CHECKING:
+    from basin import LogEntry
+
+
+@click.command(cls=Command)
+@click.option("--since", type=click.IntRange(min=0), metavar="POSITION", help="Only records after this position.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N records.")
+@pass_target
+def log(target: Target, since: int | None, limit: int | None) -> None:
+    """List what was committed, oldest first.
+
+    One record a line: position, time (UTC), session, and what changed.
+    """
+    with target.open("r") as db:
+        entries = islice(db.log(None if since is None else since + 1), limit)
+        if wants_json():
+            for entry in entries:
+                print_json(_fields(entry))
+        else:
+            print_table(("position", "time", "session", "changes"), _rows(entries))
+
+
+def _fields(entry: LogEntry) -> dict[str, Any]:
+    return {
+        "position": entry.position,
+        "time": _time(entry.time_ms),
+        "time_ms": entry.time_ms,
+        "session": entry.session,
+        "sequence": entry.sequence,
+        "changes": entry.summary,
+    }
+
+
+def _rows(entries: Iterator[LogEntry]) -> Iterator[tuple[str, ...]]:
+    for entry in entries:
+        yield str(entry.position), _time(entry.time_ms), str(entry.session), _sentence(entry.summary)
+
+
+def _time(time_ms: int) -> str:
+    """ISO 8601 in UTC; the number itself if it lies outside the calendar (a stored time may be anything)."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(time_ms)
+
+
+def _sentence(summary: Mapping[str, Any]) -> str:
+    """`3 put, 1 delete, checkpoint`: counts before their words, flags as words, the rest as word=value."""
+    return ", ".join(_clause(word.replace("_", " "), value) for word, value in summary.items() if value) or "nothing"
+
+
+def _clause(word: str, value: object) -> str:
+    if value is True:
+        return word
+    return f"{value} {word}" if isinstance(value, int) else f"{word} {printable(str(value))}"

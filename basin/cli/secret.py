@@ -1,0 +1,102 @@
+"""`basin secret`: the secrets that open a basin, and the rotation of its master key. Uses public names of `basin` only.
+
+Invariant: a new secret comes from the environment, a key file or a prompt, never from argv.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from basin.cli.common import (
+    Group,
+    Target,
+    ask_secret,
+    can_ask,
+    load_or_create_secret,
+    pass_target,
+)
+from basin.cli.output import print_json, print_line, print_table, wants_json
+from basin.errors import SecretRequired
+
+if TYPE_CHECKING:
+    from basin import Secret
+
+NEW_PASSPHRASE_VARIABLE: Final = "BASIN_NEW_PASSPHRASE"  # noqa: S105  (the name of a variable)
+
+
+@click.group(cls=Group)
+def secret() -> None:
+    """Add, remove, rotate and list the secrets that open the basin."""
+
+
+@secret.command("add")
+@click.option(
+    "--secret-file", metavar="PATH", type=click.Path(dir_okay=False), help="Key file; created (mode 0600) if absent."
+)
+@pass_target
+def add(target: Target, secret_file: str | None) -> None:
+    """Let one more secret open the basin: a key file, $BASIN_NEW_PASSPHRASE, or a passphrase asked for twice."""
+    with target.open("w") as db:
+        slot_id = db.secrets.add(_new_secret(secret_file))
+    if wants_json():
+        print_json({"slot": slot_id})
+    else:
+        print_line(f"added slot {slot_id}")
+
+
+def _new_secret(secret_file: str | None) -> Secret:
+    import basin
+
+    if secret_file is not None:
+        return load_or_create_secret(secret_file)[0]
+    passphrase = os.environ.get(NEW_PASSPHRASE_VARIABLE)
+    if passphrase:
+        return basin.Secret.from_passphrase(passphrase)
+    if not can_ask():
+        raise SecretRequired(f"no new secret: give --secret-file, set ${NEW_PASSPHRASE_VARIABLE}, or use a terminal")
+    return ask_secret("New passphrase", confirm=True)
+
+
+@secret.command("remove")
+@click.argument("slot")
+@pass_target
+def remove(target: Target, slot: str) -> None:
+    """Take away the slot that `secret list` shows: its secret opens the basin no more. The last one stays."""
+    with target.open("w") as db:
+        db.secrets.remove(slot)
+    if wants_json():
+        print_json({"removed": slot})
+    else:
+        print_line(f"removed slot {slot}; `basin secret rotate` keeps what is written from now on from its holder")
+
+
+@secret.command("rotate")
+@pass_target
+def rotate(target: Target) -> None:
+    """Start a new generation of the master key, for everything written from now on.
+
+    This takes nothing back: whoever held a secret could have kept the old master key and what it opens.
+    """
+    with target.open("w") as db:
+        generation = db.secrets.rotate()
+    if wants_json():
+        print_json({"generation": generation})
+    else:
+        print_line(f"new generation {generation}")
+
+
+@secret.command("list")
+@pass_target
+def list_slots(target: Target) -> None:
+    """List the key slots: what opens the basin. Shows no secret."""
+    with target.open("r") as db:
+        slots = db.secrets.list()
+    if wants_json():
+        for slot in slots:
+            print_json(asdict(slot))
+    else:
+        print_table(("slot", "kind"), ((slot.id, slot.kind) for slot in slots))
