@@ -1,8 +1,8 @@
 """`nox -s demo`: what Basin promises, shown on Python's own standard library in a temporary folder.
 
 Stores every file of the library as a name (path -> value, or reference to a blob) in an encrypted basin, stores it
-again to show that no content is written twice, reopens, scans, reads everything back and compares every byte, runs `check`,
-and then kills a writer process in the middle of its commits, again and again, and looks at what survived.
+again to show that no content is written twice, reopens, scans, reads everything back and compares every byte, runs
+`check`, and then kills a writer process in the middle of its commits, again and again, and looks at what survived.
 
 Exit code 0: everything was as promised. 1: something differs, and the last line says what. It uses only the public
 names of `basin`, with default options.

@@ -41,6 +41,7 @@ PURE_MODULES = {
     "heapq",
     "hmac",
     "itertools",
+    "json",
     "math",
     "operator",
     "re",
