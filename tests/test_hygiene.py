@@ -61,7 +61,7 @@ def rule_a_skip_names_its_reason(everything: Iterable[Source]) -> Iterator[str]:
 
 
 def rule_a_silenced_check_says_why(everything: Iterable[Source]) -> Iterator[str]:
-    """After `type: ignore[code]` or `noqa: CODE` words follow, in the same comment or in the line above."""
+    """After `type: ignore[code]` or `noqa: CODE` a reason follows, in the same comment or in the line above."""
     for source in everything:
         lines = source.text.splitlines()
         for number, comment in comments(source):
@@ -69,7 +69,7 @@ def rule_a_silenced_check_says_why(everything: Iterable[Source]) -> Iterator[str
                 continue
             words = re.sub(r"type: ignore(\[[\w, -]+\])?|noqa(: ?[A-Z0-9, ]+)?|pragma: no cover|[#\s()]+", " ", comment)
             above = lines[number - 2].strip() if number > 1 else ""
-            if len(words.split()) < 2 and not above.startswith("#"):
+            if not words.split() and not above.startswith("#"):
                 yield f"{source.path}:{number} {comment}"
 
 

@@ -59,7 +59,7 @@ UNTYPED_LIBRARIES = ("fsspec", "sortedcontainers")
 HARMLESS_OF_OS = {"urandom", "getpid", "cpu_count", "sched_getaffinity", "register_at_fork", "PathLike", "fspath"}
 FILE_MODULES = {"pathlib", "shutil", "tempfile", "fcntl", "mmap", "glob", "io"}
 TOUCHES_USER_FILES = {
-    "basin.engine.keyring": "reads and writes the user's key file, which is no part of the basin",
+    "basin.engine.secret": "reads and writes the user's key file, which is no part of the basin",
     "basin.engine.blobs": "reads the file that the user hands to `blobs.put`, and is a file object to who reads",
     "basin.layers.blobs": "reads the file that the user hands to `blobs.put`, and is a file object to who reads",
 }
