@@ -392,12 +392,16 @@ class LocalStorage(Storage):
         return f"LocalStorage({self._root!r})"
 
     def _path(self, name: str) -> str:
-        if self._closed:
-            raise BasinClosed(f"the storage at {self._root!r} is closed, or was opened before a fork", object=name)
+        self._require_open(name)
         return f"{self._root}/{checked_name(name)}"
 
     def _folder_path(self, folder: str) -> str:
-        return self._path(folder) if checked_folder(folder) else self._path("root")[: -len("/root")]
+        self._require_open(folder)
+        return f"{self._root}/{folder}" if checked_folder(folder) else self._root
+
+    def _require_open(self, name: str) -> None:
+        if self._closed:
+            raise BasinClosed(f"the storage at {self._root!r} is closed, or was opened before a fork", object=name)
 
     def _keep(self, file: _LocalFile) -> None:
         with self._mutex:
