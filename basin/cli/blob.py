@@ -9,7 +9,9 @@ Invariants:
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +80,7 @@ def _put_one(db: Database, source: str, progress: Progress) -> tuple[str, Conten
 @contextmanager
 def _opened(source: str) -> Iterator[IO[bytes]]:
     if source == "-":
-        yield click.get_binary_stream("stdin")
+        yield sys.stdin.buffer
         return
     with Path(source).open("rb") as file:
         yield file
@@ -138,15 +140,25 @@ def _copy(content: BinaryIO, file: IO[bytes] | None, progress: Progress) -> int:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[IO[bytes]]:
-    """A new file that takes the name `path` when the body succeeds, and vanishes when it does not."""
-    with tempfile.NamedTemporaryFile(dir=Path(path).parent, prefix=".basin-", delete=False) as file:
-        try:
+    """A new file that takes the name `path` when the body succeeds, and vanishes when it does not.
+
+    A device or pipe is written to instead: replacing /dev/null would be a surprise. A link is followed.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
             yield file
-            file.flush()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
+        return
+    partial = target.with_name(f".basin-{secrets.token_hex(8)}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        if target.exists():
+            shutil.copymode(target, partial)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @blob.command("rm")

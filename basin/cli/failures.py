@@ -19,8 +19,22 @@ from typing import IO, Any, Final
 
 import click
 
-from basin import errors
 from basin.cli.output import flush, printable
+from basin.errors import (
+    BasinError,
+    BasinPoisoned,
+    CommitUnknown,
+    Conflict,
+    CorruptionError,
+    InvalidArgument,
+    NotABasin,
+    OutOfSpace,
+    PositionGone,
+    SecretRequired,
+    StorageUnavailable,
+    UnsupportedVersion,
+    WrongSecret,
+)
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
@@ -33,21 +47,21 @@ EXIT_PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 
 # First match wins, so a kind stands before its base.
 _EXIT_CODES: Final = (
-    (errors.CorruptionError, EXIT_DAMAGE),
-    (errors.InvalidArgument, EXIT_USAGE),
-    (errors.Conflict, EXIT_CONFLICT),
+    (CorruptionError, EXIT_DAMAGE),
+    (InvalidArgument, EXIT_USAGE),
+    (Conflict, EXIT_CONFLICT),
 )
 _ADVICE: Final = (
-    (errors.WrongSecret, "give another one in $BASIN_PASSPHRASE or $BASIN_SECRET_FILE"),
-    (errors.SecretRequired, "set $BASIN_PASSPHRASE or $BASIN_SECRET_FILE, or run in a terminal to be asked"),
-    (errors.NotABasin, "`basin init` creates one"),
-    (errors.UnsupportedVersion, "upgrade basin-store"),
-    (errors.CorruptionError, "`basin check` lists all damage"),
-    (errors.PositionGone, "`basin log` lists the positions that are left"),
-    (errors.CommitUnknown, "look at `basin log` before you try again"),
-    (errors.StorageUnavailable, "try again later"),
-    (errors.OutOfSpace, "free some space, then try again"),
-    (errors.BasinPoisoned, "see to the cause, then run the command again"),
+    (WrongSecret, "give another one in $BASIN_PASSPHRASE or $BASIN_SECRET_FILE"),
+    (SecretRequired, "set $BASIN_PASSPHRASE or $BASIN_SECRET_FILE, or run in a terminal to be asked"),
+    (NotABasin, "`basin init` creates one"),
+    (UnsupportedVersion, "upgrade basin-store"),
+    (CorruptionError, "`basin check` lists all damage"),
+    (PositionGone, "`basin log` lists the positions that are left"),
+    (CommitUnknown, "look at `basin log` before you try again"),
+    (StorageUnavailable, "try again later"),
+    (OutOfSpace, "free some space, then try again"),
+    (BasinPoisoned, "see to the cause, then run the command again"),
 )
 
 
@@ -69,7 +83,7 @@ def warn(message: str) -> None:
     click.echo(f"basin: {printable(' '.join(message.split()))}", err=True)
 
 
-def describe(error: errors.BasinError) -> str:
+def describe(error: BasinError) -> str:
     """The error's text and, where the command line knows more than the engine, what to do."""
     advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), None)
     return f"{error}; {advice}" if advice else str(error)
@@ -91,7 +105,7 @@ def translated() -> Iterator[None]:
         raise
     except (KeyboardInterrupt, click.Abort):
         raise Failure("interrupted; what was acknowledged is kept", EXIT_INTERRUPTED) from None
-    except errors.BasinError as error:
+    except BasinError as error:
         code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
         raise Failure(describe(error), code) from error
     except OSError as error:

@@ -179,7 +179,7 @@ def _names_of(source: Any, keyspace: str | None) -> Any:
 
 def _value_bytes(text: str) -> bytes:
     if text == "-":
-        return click.get_binary_stream("stdin").read()
+        return sys.stdin.buffer.read()
     if not text.startswith("@"):
         return os.fsencode(text)
     try:

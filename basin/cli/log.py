@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from basin.cli.common import Command, Target, pass_target
-from basin.cli.output import print_json, print_table, printable, wants_json
+from basin.cli.output import print_json, print_table, printable, time_text, wants_json
 
 if TYPE_CHECKING:
     from basin import LogEntry
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.option("--since", type=click.IntRange(min=0), metavar="POSITION", help="Only records after this position.")
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N records.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="The newest N records only.")
 @pass_target
 def log(target: Target, since: int | None, limit: int | None) -> None:
     """List what was committed, oldest first.
@@ -26,7 +25,9 @@ def log(target: Target, since: int | None, limit: int | None) -> None:
     One record a line: position, time (UTC), session, and what changed.
     """
     with target.open("r") as db:
-        entries = islice(db.log(None if since is None else since + 1), limit)
+        entries = db.log(None if since is None else since + 1)
+        if limit is not None:
+            entries = iter(deque(entries, maxlen=limit))
         if wants_json():
             for entry in entries:
                 print_json(_fields(entry))
@@ -37,7 +38,7 @@ def log(target: Target, since: int | None, limit: int | None) -> None:
 def _fields(entry: LogEntry) -> dict[str, Any]:
     return {
         "position": entry.position,
-        "time": _time(entry.time_ms),
+        "time": time_text(entry.time_ms),
         "time_ms": entry.time_ms,
         "session": entry.session,
         "sequence": entry.sequence,
@@ -47,15 +48,7 @@ def _fields(entry: LogEntry) -> dict[str, Any]:
 
 def _rows(entries: Iterator[LogEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
-        yield str(entry.position), _time(entry.time_ms), str(entry.session), _sentence(entry.summary)
-
-
-def _time(time_ms: int) -> str:
-    """ISO 8601 in UTC; the number itself if it lies outside the calendar (a stored time may be anything)."""
-    try:
-        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return str(time_ms)
+        yield str(entry.position), time_text(entry.time_ms), str(entry.session), _sentence(entry.summary)
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import base64
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 
 import click
@@ -64,6 +65,14 @@ def bytes_field(label: str, data: bytes) -> dict[str, str]:
         return {f"{label}_base64": base64.b64encode(data).decode("ascii")}
 
 
+def time_text(time_ms: int) -> str:
+    """ISO 8601 in UTC; the number itself if it lies outside the calendar (a stored time may be anything)."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return str(time_ms)
+
+
 def write(data: bytes | memoryview) -> None:
     """Send bytes to standard output as they are."""
     _stream().write(data)
@@ -108,7 +117,7 @@ def flush() -> None:
 def _stream() -> BinaryIO:
     if sys.stdout is None:
         raise OSError("standard output is closed")
-    return click.get_binary_stream("stdout")
+    return sys.stdout.buffer
 
 
 def _jsonable(value: object) -> object:

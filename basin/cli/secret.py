@@ -6,7 +6,6 @@ Invariant: a new secret comes from the environment, a key file or a prompt, neve
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -19,11 +18,11 @@ from basin.cli.common import (
     load_or_create_secret,
     pass_target,
 )
-from basin.cli.output import print_json, print_line, print_table, wants_json
+from basin.cli.output import print_json, print_line, print_table, printable, time_text, wants_json
 from basin.errors import SecretRequired
 
 if TYPE_CHECKING:
-    from basin import Secret
+    from basin import Secret, SlotInfo
 
 NEW_PASSPHRASE_VARIABLE: Final = "BASIN_NEW_PASSPHRASE"  # noqa: S105  (the name of a variable)
 
@@ -95,8 +94,21 @@ def list_slots(target: Target) -> None:
     """List the key slots: what opens the basin. Shows no secret."""
     with target.open("r") as db:
         slots = db.secrets.list()
-    if wants_json():
-        for slot in slots:
-            print_json(asdict(slot))
-    else:
-        print_table(("slot", "kind"), ((slot.id, slot.kind) for slot in slots))
+    if not wants_json():
+        print_table(("slot", "kind", "created", "state"), map(_cells, slots))
+        return
+    for slot in slots:
+        print_json(
+            {
+                "slot": slot.slot_id,
+                "kind": slot.kind,
+                "created": time_text(slot.created_ms),
+                "generations": slot.generations,
+                "problem": None if slot.problem is None else str(slot.problem),
+            }
+        )
+
+
+def _cells(slot: SlotInfo) -> tuple[str, ...]:
+    problem = "good" if slot.problem is None else printable(str(slot.problem))
+    return slot.slot_id, slot.kind, time_text(slot.created_ms), problem
