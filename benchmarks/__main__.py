@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import json
 import random
 import sys
 import tempfile
@@ -118,7 +117,7 @@ def write_files(arguments: argparse.Namespace, results: Results, verdicts: list[
     svg_path = arguments.svg or (DOCS / "benchmarks.svg" if docs else None)
     markdown_path = arguments.markdown or (DOCS / "benchmarks.md" if docs else None)
     if json_path:
-        write(json_path, json.dumps(results.to_json(), indent=1) + "\n")
+        write(json_path, results.to_text())
     if svg_path:
         write(svg_path, chart.draw(results))
     if markdown_path:

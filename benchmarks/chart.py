@@ -21,15 +21,16 @@ COLOURS: Final = {
     "sqlite": "#1f6fb2",
     "diskcache": "#8a8a8a",
 }
+FONTS: Final = "DejaVu Sans, Helvetica, Arial, sans-serif"
 WIDTH: Final = 900
-LABEL_WIDTH: Final = 190
+LABEL_WIDTH: Final = 200
 PLOT_WIDTH: Final = WIDTH - LABEL_WIDTH - 60  # room at the right for the figure of the longest bar
 BAR_HEIGHT: Final = 9
 GROUP_GAP: Final = 12
 HEADER_HEIGHT: Final = 84
 FOOTER_HEIGHT: Final = 46
-RATIO_LIMITS: Final = (0.1, 30.0)
-TICKS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+RATIO_LIMITS: Final = (0.05, 30.0)
+TICKS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def draw(results: Results) -> str:
     height = HEADER_HEIGHT + plot_height + FOOTER_HEIGHT
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="system-ui, sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONTS}" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
         *_header(results),
         *_axis(plot_height),

@@ -144,7 +144,14 @@ def describe_run(results: Results) -> str:
 
 def to_markdown(results: Results, verdicts: Sequence[Verdict]) -> str:
     """The generated part of the documentation, marks included."""
-    parts = [START_MARK, describe_run(results), *(grid.to_markdown() for grid in grids(results, verdicts)), END_MARK]
+    picture = "![Basin's speed over each peer's, same work](benchmarks.svg)"
+    parts = [
+        START_MARK,
+        describe_run(results),
+        picture,
+        *(grid.to_markdown() for grid in grids(results, verdicts)),
+        END_MARK,
+    ]
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@ median.
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -94,6 +95,17 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
+
+    def to_text(self) -> str:
+        """As `to_json`, written so that a change of one sample is a change of one line."""
+        fields = []
+        for name, value in self.to_json().items():
+            if isinstance(value, list):
+                lines = ",\n".join(f"  {json.dumps(sample)}" for sample in value)
+                fields.append(f' "{name}": [\n{lines}\n ]')
+            else:
+                fields.append(f' "{name}": {json.dumps(value)}')
+        return "{\n" + ",\n".join(fields) + "\n}\n"
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Results:

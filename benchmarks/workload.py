@@ -46,10 +46,10 @@ class Scale:
 
 FULL: Final = Scale(
     label="full",
-    value_counts={100: 100_000, KIB: 50_000, 4 * KIB: 20_000, 64 * KIB: 2_000, MIB: 128},
+    value_counts={100: 50_000, KIB: 20_000, 4 * KIB: 10_000, 64 * KIB: 1_000, MIB: 64},
     reads_max=20_000,
     names=200_000,
-    commits=1_600,
+    commits=800,
     grain_counts=(1_000_000, 10_000_000),
     rounds=5,
 )

@@ -243,7 +243,7 @@ def test_results_survive_json_and_make_tables_and_a_picture() -> None:
         make_sample("put 100 B", "sqlite", "raw", 0.5),
     ]
     results = make_results(samples)
-    assert Results.from_json(json.loads(json.dumps(results.to_json()))) == results
+    assert Results.from_json(json.loads(results.to_text())) == results
     generated = report.to_markdown(results, budgets.judge(results))
     assert "| put 100 B | 1000.00 |" in generated
     assert report.replace_generated(f"before\n{generated}\nafter", "NEW") == "before\nNEW\nafter"
