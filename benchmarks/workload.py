@@ -22,7 +22,7 @@ VALUE_SIZES: Final = (100, KIB, 4 * KIB, 64 * KIB, MIB)
 NAMED_VALUE_SIZE: Final = 100  # what a name maps to in the jobs on names
 THREAD_COUNTS: Final = (1, 4, 16)
 
-_CORPUS_SIZE: Final = 4 * MIB
+_CORPUS_SIZE_MIN: Final = 64 * KIB  # small, because the processes whose memory is measured hold it too
 _VOCABULARY_SIZE: Final = 32
 
 
@@ -93,7 +93,7 @@ def make_value(value_size: int, number: int, *, seed: int) -> bytes:
     """Value `number` of a workload: unique for `value_size` of 16 and more."""
     random_size = value_size // 2
     text_size = value_size - random_size
-    corpus = _corpus(seed)
+    corpus = _corpus(seed, max(_CORPUS_SIZE_MIN, 4 * value_size))
     offset = number * 7_919 % (len(corpus) - text_size)
     random_half = blake3(b"%d %d %d" % (seed, value_size, number)).digest(length=random_size)
     return random_half + corpus[offset : offset + text_size]
@@ -115,10 +115,10 @@ def choose(count: int, population: int, *, seed: int) -> list[int]:
 
 
 @functools.cache
-def _corpus(seed: int) -> bytes:
+def _corpus(seed: int, size: int) -> bytes:
     """Text without meaning, about as compressible as logs."""
     source = random.Random(seed)
     letters = "etaoinshrdlucmfwypvbgk"
     vocabulary = ["".join(source.choices(letters, k=source.randint(2, 9))) for _ in range(_VOCABULARY_SIZE)]
-    text = " ".join(source.choices(vocabulary, k=_CORPUS_SIZE // 5))
-    return text.encode()[:_CORPUS_SIZE]
+    text = " ".join(source.choices(vocabulary, k=size // 3))
+    return text.encode()[:size]
