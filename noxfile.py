@@ -51,19 +51,21 @@ def run_fuzzers(session: nox.Session, seconds: int) -> None:
     targets = sorted(Path("fuzz").glob("fuzz_*.py"))
     for target in targets:
         corpus = Path("fuzz", "corpus", target.stem.removeprefix("fuzz_"))
+        session.log(f"fuzzing {corpus.name} for {seconds // len(targets)} s")
         with tempfile.TemporaryDirectory() as discovered:
             session.run(
                 "python",
                 "-m",
                 "fuzz.driver",
                 target.stem,
-                f"-max_total_time={max(1, seconds // len(targets))}",
+                f"-max_total_time={seconds // len(targets)}",
                 "-rss_limit_mb=1024",
                 "-timeout=10",
                 "-verbosity=0",
                 f"-artifact_prefix={discovered}/",
                 discovered,
-                *([str(corpus)] if corpus.is_dir() else []),
+                str(corpus),
+                silent=True,  # libFuzzer is talkative; nox shows everything if the target finds something
             )
 
 

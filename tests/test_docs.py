@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from basin.format import layout, slots
+from basin.format import clast, layout, slots
 from tests.source_tree import ROOT, sources
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -23,6 +23,7 @@ SHELL_LANGUAGES = ("sh", "shell", "bash", "console")
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q nox && "
 TYPE_OF_CODE = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "s": "bytes"}
 EXAMPLE_TIMEOUT_S = 120
+OTHER_LAYOUTS = (clast, slots)  # modules that keep the layout of their one structure to themselves
 
 
 class Block(NamedTuple):
@@ -138,8 +139,12 @@ def byte_tables() -> dict[str, list[Row]]:
 
 
 def layout_structs() -> dict[str, struct.Struct]:
-    constants = {**vars(layout), "GENERATION_HEADER": slots.GENERATION_HEADER}
-    return {name: value for name, value in constants.items() if isinstance(value, struct.Struct)}
+    constants = {name: value for module in (layout, *OTHER_LAYOUTS) for name, value in vars(module).items()}
+    return {
+        name: value
+        for name, value in constants.items()
+        if isinstance(value, struct.Struct) and not name.startswith("_") and f"{name}_SIZE" in constants
+    }
 
 
 def rows_of(shape: struct.Struct) -> list[tuple[int, int, str]]:
@@ -166,8 +171,8 @@ def test_byte_tables_equal_the_structs(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(layout_structs()))
 def test_sizes_that_the_code_names_equal_the_structs(name: str) -> None:
-    module = layout if hasattr(layout, name) else slots
-    assert getattr(module, f"{name}_SIZE") == layout_structs()[name].size
+    (named,) = {getattr(module, f"{name}_SIZE", None) for module in (layout, *OTHER_LAYOUTS)} - {None}
+    assert named == layout_structs()[name].size
 
 
 def test_no_byte_table_describes_a_struct_that_is_gone() -> None:
