@@ -15,6 +15,7 @@ import nox
 
 nox.needs_version = ">=2024.10"
 nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether or not uv is installed
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_external_run = True
 

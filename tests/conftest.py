@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for name in [name for name in os.environ if name.startswith("BASIN_")]:
+        del os.environ[name]  # what the user's own basin is called and locked with is no part of a test
     hypothesis.settings.load_profile("basin")
     effort = config.getoption("--effort")
     if effort > 1:
