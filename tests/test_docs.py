@@ -190,6 +190,13 @@ def test_the_guarantees_name_tests_that_exist() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_that_a_document_names_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:basin|tests|fuzz|benchmarks|docs)/[\w./]*)`", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def test_every_document_is_reachable_from_the_readme() -> None:
     seen, waiting = set(), [ROOT / "README.md"]
     while waiting:
