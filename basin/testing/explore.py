@@ -6,7 +6,8 @@ the last write cut short). Each state that was not seen before is mounted on a f
 the number of acknowledgements made until then. Recoveries are scripts too: some are recorded and explored likewise.
 
 Bounds: `Bounds` within a moment; `recoveries` and `recovery_bounds` for the second level. The report states them and
-counts what was left out. Equal (bytes, boot, acknowledgements) are checked once.
+counts what was left out. Equal (bytes, boot, acknowledgements) are checked once. What is drawn depends on the seed
+alone; a script that draws random bytes itself is as repeatable as those are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from basin.testing.crash import DEFAULT_BOUNDS, Bounds, CrashStates
-from basin.testing.disk import SECTOR_SIZE, DiskImage, Effect, FileImage, SimulatedDisk, SimulatedStorage
+from basin.testing.disk import SECTOR_SIZE, DiskImage, Effect, FileImage, SimulatedDisk
+from basin.testing.simulated import SimulatedStorage
 
 Script: TypeAlias = Callable[[SimulatedStorage, Callable[[], None]], None]
 """Called with a storage and `acknowledge`, to be called whenever the script's caller was told "this is durable".

@@ -25,9 +25,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias, TypeVar
 
 from basin.errors import BasinError, StorageError
-from basin.storage.local import translated
 from basin.storage.protocol import AppendFile, LockFile, ReadFile, Storage
-from basin.testing.disk import SimulatedAppendFile
+from basin.storage.translation import translated
+from basin.testing.simulated import SimulatedAppendFile
 
 _Result = TypeVar("_Result")
 _Names: TypeAlias = list[str]  # In the classes below, `list` is a method.

@@ -10,8 +10,9 @@ from basin.errors import BasinError, OutOfSpace, ReadOnly, StorageError
 from basin.storage.protocol import Storage
 from basin.testing.conformance import StorageConformance
 from basin.testing.crash import crash_states
-from basin.testing.disk import SimulatedDisk, SimulatedStorage
+from basin.testing.disk import SimulatedDisk
 from basin.testing.faults import CountingStorage, Fault, FaultStorage, Killed, nth_call
+from basin.testing.simulated import SimulatedStorage
 
 
 def script(storage: Storage) -> None:

@@ -28,9 +28,10 @@ from basin.errors import (
     StorageError,
     StorageUnavailable,
 )
-from basin.storage import local
-from basin.storage.local import LocalStorage, translated
+from basin.storage import local, local_files
+from basin.storage.local import LocalStorage
 from basin.storage.protocol import Storage
+from basin.storage.translation import translated
 from basin.testing.conformance import StorageConformance
 
 
@@ -217,7 +218,7 @@ class TestErrors:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         with monkeypatch.context() as patch:
-            patch.setattr(local, "_sync_data", fail)
+            patch.setattr(local_files, "sync_data", fail)
             with pytest.raises(StorageError, match="input/output error"):
                 file.sync()
         for attempt in (file.sync, lambda: file.append(b"y")):
@@ -252,10 +253,15 @@ class TestErrors:
         def fail(*_: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(local, "_allocate", fail)
+        monkeypatch.setattr(local, "allocate", fail)
         with pytest.raises(OutOfSpace):
             storage.reserve("reserve", 100)
         assert not storage.exists("reserve")
+
+    def test_a_link_from_nothing_makes_no_folder(self, tmp_path: Path, storage: LocalStorage) -> None:
+        with pytest.raises(ObjectMissing):
+            storage.link("tmp/a", "keys/1/slot.json")
+        assert list((tmp_path / "basin").iterdir()) == []
 
     def test_a_reserve_takes_space(self, tmp_path: Path, storage: LocalStorage) -> None:
         storage.reserve("reserve", 1 << 20)

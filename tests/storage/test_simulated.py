@@ -9,7 +9,8 @@ import pytest
 from basin.errors import StorageUnavailable
 from basin.storage.protocol import Storage
 from basin.testing.conformance import StorageConformance
-from basin.testing.disk import SimulatedDisk, SimulatedStorage
+from basin.testing.disk import SimulatedDisk
+from basin.testing.simulated import SimulatedStorage
 
 
 class TestSimulatedStorage(StorageConformance):

@@ -9,8 +9,9 @@ import pytest
 
 from basin.errors import AlreadyExists, ObjectMissing, OutOfSpace
 from basin.testing.crash import Bounds, CrashStates, crash_states, file_variants
-from basin.testing.disk import DiskImage, FileImage, Inode, SimulatedDisk, SimulatedStorage
+from basin.testing.disk import DiskImage, FileImage, Inode, SimulatedDisk
 from basin.testing.explore import explore
+from basin.testing.simulated import SimulatedStorage
 
 PAYLOAD = bytes(range(1, 251)) * 6  # three sectors, none of zeros
 
