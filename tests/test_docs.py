@@ -42,7 +42,7 @@ class Block(NamedTuple):
 def blocks(*languages: str) -> Iterator[Block]:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        for match in re.finditer(r"^( *)```([\w-]*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
             if match[2] in languages:
                 line = text.count("\n", 0, match.start()) + 1
                 yield Block(document, line, match[2], textwrap.dedent(match[3]))
