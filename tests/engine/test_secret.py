@@ -1,3 +1,5 @@
+"""Secrets: passphrases, secret files, the environment; and that none of them shows."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Derivations, the grain-key permutation, sealing and page tags, against published vectors and against misuse."""
+
 from __future__ import annotations
 
 import copy

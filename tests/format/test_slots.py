@@ -1,3 +1,5 @@
+"""Descriptor, slots and generations: round trips, every flipped bit, hostile values, wrong told from damaged."""
+
 from __future__ import annotations
 
 import json
