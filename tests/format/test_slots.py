@@ -218,7 +218,7 @@ def test_other_files_are_not_a_basin(data: bytes) -> None:
 
 HOSTILE = [
     b'{"basin_id": "' + b"[" * 9_000,
-    b'{"basin_id": "", "options": ' + b"[" * 9_000 + b"]" * 9_000 + b"}",
+    b'{"basin_id": "", "options": ' + b"[" * 8_000 + b"]" * 8_000 + b"}",
     b'{"basin_id": "", "options": ' + b'{"a":' * 800 + b"1" + b"}" * 801,
     b'{"basin_id": "", "created_ms": ' + b"9" * 5_000 + b"}",
     b'{"basin_id": "", "created_ms": NaN}',
@@ -269,6 +269,7 @@ def test_other_white_space_is_damage() -> None:
         {"options": {"a": {"b": 1}}},
         {"more": 1},
         {"format": "basin slot"},
+        {"options": {"a": "x" * DOCUMENT_SIZE_MAX}},
         {"version": 0},
         {"version": "2"},
         {"version": True},
