@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import click
 
 from basin.cli.common import Group, Target, pass_target
 from basin.cli.failures import EXIT_UNREADABLE, Failure, reason, warn
-from basin.cli.output import print_json, print_line, printable, wants_json, write
+from basin.cli.output import input_stream, print_json, print_line, printable, wants_json, write
 from basin.cli.progress import CountingReader, Progress
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def _put_one(db: Database, source: str, progress: Progress) -> tuple[str, Conten
 @contextmanager
 def _opened(source: str) -> Iterator[IO[bytes]]:
     if source == "-":
-        yield sys.stdin.buffer
+        yield input_stream()
         return
     with Path(source).open("rb") as file:
         yield file

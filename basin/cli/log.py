@@ -25,7 +25,7 @@ def log(target: Target, since: int | None, limit: int | None) -> None:
     One record a line: position, time (UTC), session, and what changed.
     """
     with target.open("r") as db:
-        entries = db.log(None if since is None else since + 1)
+        entries = db.log(0 if since is None else since + 1)
         if limit is not None:
             entries = iter(deque(entries, maxlen=limit))
         if wants_json():
@@ -42,6 +42,7 @@ def _fields(entry: LogEntry) -> dict[str, Any]:
         "time_ms": entry.time_ms,
         "session": entry.session,
         "sequence": entry.sequence,
+        "size": entry.size,
         "changes": entry.summary,
     }
 
@@ -52,11 +53,5 @@ def _rows(entries: Iterator[LogEntry]) -> Iterator[tuple[str, ...]]:
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:
-    """`3 put, 1 delete, checkpoint`: counts before their words, flags as words, the rest as word=value."""
-    return ", ".join(_clause(word.replace("_", " "), value) for word, value in summary.items() if value) or "nothing"
-
-
-def _clause(word: str, value: object) -> str:
-    if value is True:
-        return word
-    return f"{value} {word}" if isinstance(value, int) else f"{word} {printable(str(value))}"
+    """`names 3, strata added 1`."""
+    return ", ".join(f"{printable(word.replace('_', ' '))} {printable(str(value))}" for word, value in summary.items())

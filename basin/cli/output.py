@@ -57,6 +57,11 @@ def _code(character: str) -> str:
     return f"\\u{point:04x}" if point <= 0xFFFF else f"\\U{point:08x}"
 
 
+def json_text(value: object) -> str:
+    """JSON on one line; bytes inside (identifiers, parts of names) become hex digits."""
+    return json.dumps(value, separators=(",", ":"), default=_jsonable)
+
+
 def bytes_field(label: str, data: bytes) -> dict[str, str]:
     """The JSON field for bytes: `label` if they are UTF-8, else `label_base64`."""
     try:
@@ -87,7 +92,7 @@ def print_line(text: str) -> None:
 
 def print_json(fields: Mapping[str, Any]) -> None:
     """Print one JSON object on a line of its own (ASCII, so that any terminal and any parser takes it)."""
-    print_line(json.dumps(fields, separators=(",", ":"), default=_jsonable))
+    print_line(json_text(fields))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -107,6 +112,18 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     Console(file=sys.stdout).print(table)
 
 
+def read_input() -> bytes:
+    """All of standard input."""
+    return input_stream().read()
+
+
+def input_stream() -> BinaryIO:
+    """Standard input as bytes; an `OSError` if it is closed."""
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer
+
+
 def flush() -> None:
     """Hand everything printed so far to the system; raise `BrokenPipeError` if nobody reads any more."""
     if sys.stdout is not None and not sys.stdout.closed:
@@ -121,5 +138,4 @@ def _stream() -> BinaryIO:
 
 
 def _jsonable(value: object) -> object:
-    """For `json`: bytes inside nested results (identifiers) become hex, other values their text."""
     return value.hex() if isinstance(value, bytes) else str(value)

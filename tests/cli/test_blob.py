@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import blake3
@@ -113,6 +114,32 @@ def test_a_get_that_fails_leaves_the_file_alone(
     assert "data/00 is damaged" in opened("blob", "get", key, "-o", str(target), code=3).stderr
     assert target.read_bytes() == b"before"
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_get_writes_into_a_pipe_and_does_not_replace_it(opened: Run, source: Path, tmp_path: Path) -> None:
+    key = opened("blob", "put", str(source)).stdout.strip()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    opened("blob", "get", key, "-o", str(pipe))
+    reader.join(10)
+    assert received == [b"content"]
+    assert pipe.is_fifo()
+
+
+def test_get_follows_a_link_and_keeps_the_permissions_of_what_it_replaces(
+    opened: Run, source: Path, tmp_path: Path
+) -> None:
+    key = opened("blob", "put", str(source)).stdout.strip()
+    target = tmp_path / "target"
+    target.write_bytes(b"before")
+    target.chmod(0o600)
+    (tmp_path / "link").symlink_to(target)
+    opened("blob", "get", key, "-o", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"content", 0o600)
 
 
 def test_get_into_a_folder_that_is_not_there_is_one_line(opened: Run, source: Path, tmp_path: Path) -> None:

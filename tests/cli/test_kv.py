@@ -70,10 +70,10 @@ def test_json_is_taken_before_and_after_the_command(opened: Run) -> None:
     assert lines(opened("kv", "get", "--json", "name")) == expected
 
 
-def test_put_in_json_tells_size_and_position(opened: Run) -> None:
+def test_put_in_json_tells_the_position(opened: Run) -> None:
     (first,) = lines(opened("kv", "put", "a", "12345", "--json"))
     (second,) = lines(opened("kv", "put", "b", "", "--json"))
-    assert (first["name"], first["size"], second["size"]) == ("a", 5, 0)
+    assert (first["name"], second["name"]) == ("a", "b")
     assert first["position"] < second["position"]
 
 
@@ -115,6 +115,13 @@ def test_del_of_a_prefix_of_high_bytes_reaches_the_end(opened: Run) -> None:
     assert opened("kv", "scan", "--hex", "--keys-only").stdout == "fe\nff\n"
     opened("kv", "del", "--hex", "--prefix", "fe")
     assert opened("kv", "scan", "--hex", "--keys-only").stdout == "ff\n"
+
+
+def test_del_of_a_prefix_takes_all_that_start_with_it_and_nothing_else(opened: Run) -> None:
+    for name in ("60ff", "61", "61ff", "61ffff00", "62"):
+        opened("kv", "put", "--hex", name, "")
+    opened("kv", "del", "--prefix", "a")
+    assert opened("kv", "scan", "--hex", "--keys-only").stdout == "60ff\n62\n"
 
 
 def test_del_without_names_is_a_usage_error(opened: Run) -> None:

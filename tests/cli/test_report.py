@@ -38,7 +38,7 @@ def test_log_lists_what_changed_in_order(opened: Run) -> None:
     entries = records(opened, "log")
     assert positions(entries) == sorted(positions(entries))
     (entry,) = [entry for entry in entries if entry["position"] == before["position"]]
-    assert set(entry) == {"position", "time", "time_ms", "session", "sequence", "changes"}
+    assert set(entry) == {"position", "time", "time_ms", "session", "sequence", "size", "changes"}
     assert entry["time"].endswith("+00:00")
     assert entry["changes"]
 
