@@ -20,6 +20,7 @@ from basin.format.layout import (
     SEGMENT_HEADER_SIZE,
     SEGMENT_MAGIC,
     WATERMARK,
+    WATERMARK_FLAG_UNSYNCED,
     WATERMARK_MAGIC,
     WATERMARK_SIZE,
 )
@@ -39,12 +40,16 @@ class SegmentHeader(NamedTuple):
 
 
 class Watermark(NamedTuple):
-    """Everything of the log up to byte `offset` of `segment`, the record at `position`, is durable."""
+    """The log counts up to byte `offset` of `segment`, the record at `position`, and is durable up to there.
+
+    With `unsynced` it counts while the machine runs, and may end earlier after a power cut.
+    """
 
     boot_id: bytes
     segment: int
     offset: int
     position: int
+    unsynced: bool = False
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
@@ -59,8 +64,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
         header.first_position,
         header.previous_hash,
         header.previous_end,
-        0,
-        bytes(28),
+        bytes(36),
         0,
     )[:-_CHECKSUM_SIZE]
     return packed + xxhash.xxh32_intdigest(packed).to_bytes(_CHECKSUM_SIZE, "little")
@@ -70,7 +74,7 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     """Read and verify the first 128 bytes of a segment."""
     if len(data) < SEGMENT_HEADER_SIZE:
         raise TruncatedStratum("a log segment is shorter than its header")
-    magic, version, _, _, basin_id, segment, position, digest, previous_end, _, _, checksum = (
+    magic, version, _, _, basin_id, segment, position, digest, previous_end, _, checksum = (
         SEGMENT_HEADER.unpack_from(data)
     )
     if magic != SEGMENT_MAGIC:
@@ -84,7 +88,10 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
 
 def encode_watermark(mark: Watermark) -> bytes:
     """64 bytes that end with an XXH3-128 of the rest: a half-written watermark is no watermark."""
-    packed = WATERMARK.pack(WATERMARK_MAGIC, FORMAT_VERSION, mark.boot_id, mark.segment, mark.offset, mark.position, b"")
+    flags = WATERMARK_FLAG_UNSYNCED if mark.unsynced else 0
+    packed = WATERMARK.pack(
+        WATERMARK_MAGIC, FORMAT_VERSION, flags, mark.boot_id, mark.segment, mark.offset, mark.position, b""
+    )
     packed = packed[:-_DIGEST_SIZE]
     return packed + xxhash.xxh3_128_digest(packed)
 
@@ -96,7 +103,7 @@ def decode_watermark(data: bytes) -> Watermark | None:
     body, digest = data[: WATERMARK_SIZE - _DIGEST_SIZE], data[WATERMARK_SIZE - _DIGEST_SIZE : WATERMARK_SIZE]
     if xxhash.xxh3_128_digest(body) != digest:
         return None
-    magic, version, boot_id, segment, offset, position, _ = WATERMARK.unpack_from(data)
+    magic, version, flags, boot_id, segment, offset, position, _ = WATERMARK.unpack_from(data)
     if magic != WATERMARK_MAGIC or version != FORMAT_VERSION:
         return None
-    return Watermark(boot_id, segment, offset, position)
+    return Watermark(boot_id, segment, offset, position, bool(flags & WATERMARK_FLAG_UNSYNCED))

@@ -16,12 +16,13 @@ import abc
 import itertools
 import os
 from types import TracebackType
-from typing import Final
+from typing import Final, Self, TypeAlias
 
 from basin.errors import ObjectMissing
 
 TEMPORARY_FOLDER: Final = "tmp"
 _temporary_numbers = itertools.count()
+_Names: TypeAlias = list[str]  # In the class below, `list` is a method.
 
 
 class ReadFile(abc.ABC):
@@ -89,7 +90,7 @@ class LockFile(abc.ABC):
     def close(self) -> None:
         """Release the lock, if held, and the handle."""
 
-    def __enter__(self) -> LockFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -126,11 +127,11 @@ class Storage(abc.ABC):
         """Make the folder's entries durable, and the folder's own entry in its parent. `""` is the root."""
 
     @abc.abstractmethod
-    def list(self, folder: str) -> list[str]:
+    def list(self, folder: str) -> _Names:
         """The names of the files directly in `folder`, without it, sorted; empty if there is no such folder."""
 
     @abc.abstractmethod
-    def list_folders(self, folder: str) -> list[str]:
+    def list_folders(self, folder: str) -> _Names:
         """The names of the folders directly in `folder`, sorted; empty if there is no such folder."""
 
     @abc.abstractmethod

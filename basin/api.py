@@ -1,0 +1,271 @@
+"""`open`: the only place that knows URLs and modes; composes storage, keys, engine and layers.
+
+Creating a basin writes, in this order: a key slot with generation 0, `basin.json`, then the first record, which makes
+the slot valid. A crash in between leaves nothing, or a basin that opens.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from basin.engine.basin import Basin, Batch, Transaction, View
+from basin.engine.core import Core
+from basin.engine.keyring import create_basin_keys, delete_slot_files, unlock
+from basin.engine.log import RESERVE_NAME
+from basin.engine.options import Options, make_options
+from basin.engine.secret import Secret
+from basin.engine.state import EMPTY_HASH, State
+from basin.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotABasin,
+    ObjectMissing,
+    ReadOnly,
+    RollbackDetected,
+)
+from basin.format.record import Record, Slot
+from basin.format.layout import FORMAT_VERSION
+from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, encode_descriptor
+from basin.layers.blobs import Blobs
+from basin.storage.local import LocalStorage
+from basin.storage.protocol import Storage
+from basin.terms import Head, Position
+
+Mode = Literal["r", "w", "c", "x", "n"]
+_DESCRIPTOR_SIZE_MAX: Final = 1 << 20
+_CHUNKER: Final = "fixed"
+
+
+class DatabaseBatch(Batch):
+    """A batch with its layers."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """Contents, put and deleted together with the batch's names."""
+        return Blobs(self)
+
+
+class DatabaseTransaction(Transaction):
+    """A transaction with its layers."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """Contents, put and deleted together with the transaction's names."""
+        return Blobs(self)
+
+
+class DatabaseView(View):
+    """A view with its layers."""
+
+    @property
+    def blobs(self) -> Blobs:
+        """Contents, with the roots of the view's position."""
+        return Blobs(self)
+
+
+class Database(Basin):
+    """An open basin with its layers: what `basin.open` returns."""
+
+    def __init__(self, core: Core, url: str) -> None:
+        super().__init__(core, url)
+        self._blobs = Blobs(self)
+
+    @property
+    def blobs(self) -> Blobs:
+        """Content-addressed values."""
+        return self._blobs
+
+    def batch(self) -> DatabaseBatch:
+        return DatabaseBatch(self._core)
+
+    def transaction(self) -> DatabaseTransaction:
+        return DatabaseTransaction(self._core)
+
+    def view(self) -> DatabaseView:
+        return DatabaseView(self._view_scope())
+
+    def at(self, position: Position) -> DatabaseView:
+        return DatabaseView(self._past_scope(position))
+
+
+def open(  # noqa: A001  # the name every user knows from dbm, shelve and gzip
+    url: str | os.PathLike[str],
+    mode: Mode = "c",
+    secret: Secret | str | None = None,
+    profile: Literal["open", "encrypted"] | None = None,
+    storage_options: dict[str, Any] | None = None,
+    expect_head: Head | None = None,
+    **options: Any,
+) -> Database:
+    """Open the basin in a folder.
+
+    Modes: "r" read; "w" write an existing one; "c" create it if absent; "x" it must not exist; "n" delete all its names.
+    `secret`: a `Secret`, or a `str`, which is a passphrase. An encrypted basin needs one, an open one refuses it;
+    creating needs a secret or `profile="open"`. `expect_head` is a head this client remembers: an older or different
+    history raises `RollbackDetected`. `options` are the fields of `basin.Options`.
+
+    Raises `NotABasin`, `AlreadyExists`, `SecretRequired`, `WrongSecret`, `UnsupportedVersion`, `CorruptionError`,
+    `ReadOnly`, `InvalidArgument`, `StorageError`. Cost: a few small reads, and the log since the last checkpoint.
+    """
+    if mode not in ("r", "w", "c", "x", "n"):
+        raise InvalidArgument(f"mode is one of r, w, c, x, n, not {mode!r}", mode=mode)
+    make_options(options)
+    storage, text = _storage_of(url, storage_options, create=mode in ("c", "x", "n"))
+    try:
+        return open_storage(
+            storage, text, mode=mode, secret=secret, profile=profile, expect_head=expect_head, options=options
+        )
+    except BaseException:
+        storage.close()
+        raise
+
+
+def open_storage(
+    storage: Storage,
+    url: str,
+    *,
+    mode: Mode = "c",
+    secret: Secret | str | None = None,
+    profile: str | None = None,
+    expect_head: Head | None = None,
+    options: dict[str, Any] | None = None,
+) -> Database:
+    """`open` on a storage that is there already: what tests with a simulated disk call."""
+    secret = Secret.from_passphrase(secret) if isinstance(secret, str) else secret
+    if profile not in (None, "open", "encrypted"):
+        raise InvalidArgument(f"profile is 'open' or 'encrypted', not {profile!r}", profile=profile)
+    given = options or {}
+    try:
+        data = storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
+    except ObjectMissing:
+        if mode in ("r", "w"):
+            raise NotABasin(f"{url} is not a basin: it has no {DESCRIPTOR_NAME}", url=url) from None
+        data = _create(storage, url, secret, profile, make_options(given))
+    else:
+        if mode == "x":
+            raise AlreadyExists(f"there is a basin in {url} already", object=url, operation="create")
+    descriptor = decode_descriptor(data)
+    if profile is not None and profile != descriptor.profile:
+        raise InvalidArgument(f"{url} was created as {descriptor.profile!r}, not {profile!r}", profile=profile)
+    keyring, _ = unlock(storage, data, secret)
+    writable = mode != "r"
+    if writable and not storage.writable():
+        raise ReadOnly(f"{url} cannot be written; open it with mode='r'", object=url, operation="open")
+    core = Core(storage, keyring, make_options(given, dict(descriptor.options)), writable=writable)
+    try:
+        _start(core, expect_head)
+        database = Database(core, url)
+        if mode == "n":
+            _empty(database)
+        return database
+    except BaseException:
+        core.release("the basin could not be opened")
+        raise
+
+
+def _storage_of(
+    url: str | os.PathLike[str], storage_options: dict[str, Any] | None, *, create: bool
+) -> tuple[Storage, str]:
+    text = os.fspath(url)
+    if type(text) is not str or not text:
+        raise InvalidArgument(f"a basin is opened by a path or URL, not {url!r}")
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme == "file":
+        text = text.removeprefix("file://")
+    elif scheme:
+        raise InvalidArgument(f"no storage for {scheme}:// yet; this version keeps basins on local disks", url=text)
+    if storage_options:
+        raise InvalidArgument("a basin on a local disk takes no storage_options")
+    path = Path(text)
+    if not create and not path.is_dir():
+        raise NotABasin(f"{text} is not a basin: there is no such folder", url=text)
+    return LocalStorage(path, create=create), text
+
+
+def _create(storage: Storage, url: str, secret: Secret | None, profile: str | None, options: Options) -> bytes:
+    """Write slot, generation and descriptor; somebody else's descriptor wins."""
+    if (secret is None) == (profile != "open"):
+        raise InvalidArgument(
+            "creating a basin needs a secret, or profile='open' for one that is not encrypted (not both)", url=url
+        )
+    if _strangers(storage):
+        raise NotABasin(f"{url} is a folder with other files in it and no basin: choose an empty one", url=url)
+    descriptor = Descriptor(
+        format=FORMAT_VERSION,
+        basin_id=os.urandom(16),
+        profile="open" if secret is None else "encrypted",
+        chunker=_CHUNKER,
+        created_ms=time.time_ns() // 1_000_000,
+        options=options.stored(),
+    )
+    data = encode_descriptor(descriptor)
+    keyring = create_basin_keys(storage, data, secret)
+    try:
+        storage.put_if_absent(DESCRIPTOR_NAME, data)
+    except AlreadyExists:
+        if keyring.slot is not None:
+            delete_slot_files(storage, keyring.slot.slot_id)
+        return storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
+    storage.sync_folder("")
+    return data
+
+
+def _strangers(storage: Storage) -> list[str]:
+    """Files and folders that a basin which was never finished would not have."""
+    folders = set(storage.list_folders("")) - {"keys", "tmp", "log", "data", "meta", "index", "checkpoint", "session"}
+    return sorted(folders | set(storage.list("")))
+
+
+def _start(core: Core, expect_head: Head | None) -> None:
+    """Read the log; check the remembered head; make the first slot valid."""
+    core.load()
+    if expect_head is not None:
+        check_head(core, expect_head)
+    slot = core.keyring.slot
+    if core.writable and slot is not None and not core.state.slots:
+
+        def build(state: State) -> Record | None:
+            if state.slots:
+                return None
+            return Record(0, 0, EMPTY_HASH, 0, slots_added=[Slot(slot.slot_id, slot.public_key)])
+
+        core.append(build)
+    if core.writable and core.options.reserve_size:
+        core.storage.reserve(RESERVE_NAME, core.options.reserve_size)
+
+
+def check_head(core: Core, expected: Head) -> None:
+    """Raise `RollbackDetected` unless the log contains the head that a client remembers."""
+    position, digest = expected
+    found = core.state.head
+    if position > found.position:
+        raise RollbackDetected(
+            f"this basin ends at position {found.position}, but {position} was seen before", expected=expected, found=found
+        )
+    if position == found.position:
+        at = found.hash
+    elif position == 0 or position < core.state.floor - 1:
+        return
+    else:
+        at = next(
+            (
+                entry.hash
+                for entry in core.log.follow(core.log.cursor_before(position - 1), names_from=position - 1)
+                if entry.position == position
+            ),
+            b"",
+        )
+    if at != digest:
+        raise RollbackDetected(
+            f"position {position} holds another record than the one seen before", expected=expected, found=found
+        )
+
+
+def _empty(database: Database) -> None:
+    """Mode "n": no name, no keyspace and no root is left; contents go with the next compaction."""
+    with database.batch() as batch:
+        batch.scope.delete_range(b"", b"\xff" * 5)

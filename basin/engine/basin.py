@@ -1,0 +1,461 @@
+"""`Basin`: the handle that users hold. A mapping of names, and everything else that concerns the whole basin.
+
+Reading order for a newcomer: `Basin.put` -> `scopes.HandleScope.put` -> `core.Core.put_row`; then `Basin.commit` ->
+`core.Core._commit_group` -> `log.FileLog.append`. And back: `Basin.get` -> `scopes.HandleScope.find` -> `names.find_row`.
+
+Invariants: a handle that was inherited through `fork` does nothing but raise `BasinClosed`; pickling is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+
+from basin.engine.core import Core
+from basin.engine.keyspace import (
+    DEFAULT_KEYSPACE,
+    FIRST_USER_KEYSPACE,
+    ORDERS,
+    REGISTRY_KEYSPACE,
+    VALUES,
+    NameMap,
+    Scope,
+    end_of,
+    prefix_of,
+)
+from basin.engine.log import Entry
+from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
+from basin.errors import BasinClosed, Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
+from basin.format.layout import KEYSPACE_PREFIX_SIZE
+from basin.terms import ContentKey, Head, Position
+
+T = TypeVar("T")
+_KEYSPACE_NAME_MAX = 255
+_COUNTER = b""
+"""The registry's entry that holds the next free keyspace number: no keyspace has an empty name."""
+
+
+class Change(NamedTuple):
+    """One logged change of a name. `kind` is put, ref, delete or delete_range; `stop` ends a range (exclusive)."""
+
+    position: Position
+    kind: str
+    keyspace: str
+    name: bytes
+    value: bytes | ContentKey | None = None
+    stop: bytes | None = None
+
+
+class LogEntry(NamedTuple):
+    """One record of the log, for people: `summary` counts what it did."""
+
+    position: Position
+    time_ms: int
+    session: Position
+    sequence: int
+    size: int
+    summary: dict[str, int]
+
+
+class Names(NameMap[bytes, bytes]):
+    """What a handle, a batch, a transaction and a view share: the default keyspace, and the way to the others."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope, DEFAULT_KEYSPACE, "bytes", "bytes")
+
+    def _registry(self) -> NameMap[bytes, Any]:
+        return NameMap(self._scope, REGISTRY_KEYSPACE, "bytes", "json")
+
+    def keyspace(self, name: str, order: str | None = None, values: str | None = None) -> NameMap[Any, Any]:
+        """The names of a keyspace, apart from all others. Created with the first use that may write.
+
+        `order` says what names are ("bytes", "u64", "tuple"), `values` what values are ("bytes", "json"); both are fixed
+        at creation (default "bytes"), and later calls may leave them out. Raises `InvalidArgument` if they differ.
+        """
+        check_keyspace_name(name)
+        if order not in (None, *ORDERS) or values not in (None, *VALUES):
+            raise InvalidArgument(f"a keyspace has an order of {list(ORDERS)} and values of {list(VALUES)}")
+        entry = self._registry().get(name.encode())
+        if entry is None:
+            entry = self._create_keyspace(name, order or "bytes", values or "bytes")
+        for given, stored in ((order, entry["order"]), (values, entry["values"])):
+            if given not in (None, stored):
+                raise InvalidArgument(f"keyspace {name!r} was created with {stored!r}, not {given!r}", keyspace=name)
+        return NameMap(self._scope, entry["id"], entry["order"], entry["values"])
+
+    def _create_keyspace(self, name: str, order: str, values: str) -> dict[str, Any]:
+        try:
+            self._scope.require_writable()
+        except ReadOnly:
+            raise NameNotFound(f"no keyspace {name!r}", name=name) from None
+
+        def work(scope: Scope) -> dict[str, Any]:
+            registry: NameMap[bytes, Any] = NameMap(scope, REGISTRY_KEYSPACE, "bytes", "json")
+            entry: dict[str, Any] | None = registry.get(name.encode())
+            if entry is None:
+                number = registry.get(_COUNTER, FIRST_USER_KEYSPACE)
+                entry = {"id": number, "order": order, "values": values}
+                registry.put(_COUNTER, number + 1)
+                registry.put(name.encode(), entry)
+            return entry
+
+        entry: dict[str, Any] = self._scope.exclusively(work)
+        return entry
+
+    def keyspaces(self) -> list[str]:
+        """The names of the keyspaces, sorted."""
+        return [name.decode() for name in self._registry().scan(keys_only=True) if name != _COUNTER]
+
+    def drop_keyspace(self, name: str) -> None:
+        """Delete a keyspace and all its names; raise `NameNotFound` if there is none."""
+        self._scope.require_writable()
+
+        def work(scope: Scope) -> None:
+            registry: NameMap[bytes, Any] = NameMap(scope, REGISTRY_KEYSPACE, "bytes", "json")
+            entry = registry.get(name.encode())
+            if entry is None or not name:
+                raise NameNotFound(f"no keyspace {name!r}", name=name)
+            registry.delete(name.encode())
+            prefix = prefix_of(entry["id"])
+            scope.delete_range(prefix, end_of(prefix))
+
+        self._scope.exclusively(work)
+
+    def reserved_keyspace(self, number: int) -> NameMap[bytes, bytes]:
+        """A keyspace of Basin's own, for layers."""
+        return NameMap(self._scope, number, "bytes", "bytes")
+
+    @property
+    def scope(self) -> Scope:
+        """Where these names are read and written, for layers."""
+        return self._scope
+
+
+def check_keyspace_name(name: str) -> None:
+    """Raise `InvalidArgument` unless `name` is text of 1 to 255 bytes that does not begin with "basin."."""
+    if type(name) is not str or not 0 < len(name.encode()) <= _KEYSPACE_NAME_MAX:
+        raise InvalidArgument(f"a keyspace's name is text of 1 to {_KEYSPACE_NAME_MAX} bytes, not {name!r}")
+    if name.startswith("basin."):
+        raise InvalidArgument("keyspaces whose names begin with 'basin.' are Basin's own", keyspace=name)
+
+
+class Batch(Names):
+    """Changes that are committed together when its block ends, or discarded if an exception leaves it."""
+
+    _scope: BatchScope
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(self._new_scope(core))
+        self.position: Position = 0
+        """The log position of the commit, once the block has ended."""
+
+    @staticmethod
+    def _new_scope(core: Core) -> BatchScope:
+        return BatchScope(core)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.position = self._scope.commit()
+        else:
+            self._scope.discard()
+
+
+class Transaction(Batch):
+    """A batch that reads one position, and raises `Conflict` at its end if something it read was changed since."""
+
+    @staticmethod
+    def _new_scope(core: Core) -> BatchScope:
+        return TransactionScope(core)
+
+
+class View(Names):
+    """A read-only picture of the basin at one log position, and at one time, until it is closed."""
+
+    _scope: ViewScope
+
+    def __init__(self, scope: ViewScope) -> None:
+        super().__init__(scope)
+
+    @property
+    def position(self) -> Position:
+        """The log position that the view shows."""
+        return self._scope.position
+
+    def close(self) -> None:
+        """End the view."""
+        self._scope.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Basin(Names):
+    """An open basin. Safe for threads; not for a forked child; not pickled (see `ticket`).
+
+    Operations outside of a batch are visible at once through this handle, and durable at the next `commit` or `close`,
+    or within `sync_interval_s`. Leaving `with basin.open(…)` commits, exception or not.
+    """
+
+    def __init__(self, core: Core, url: str) -> None:
+        super().__init__(HandleScope(core))
+        self.url = url
+        _open_cores.add(core)
+
+    # --- batches, transactions, views ---------------------------------------------------------------------------------
+
+    def batch(self) -> Batch:
+        """Changes that are committed together: `with db.batch() as b: …`."""
+        return Batch(self._core)
+
+    def transaction(self) -> Transaction:
+        """Reads and changes that are committed together, or not at all: `with db.transaction() as tx: …`."""
+        return Transaction(self._core)
+
+    def run(self, work: Callable[[Any], T], retries: int = 8) -> T:
+        """Call `work(transaction)` and commit; on `Conflict` again, at most `retries` times more. Returns its result."""
+        for attempt in range(retries + 1):
+            try:
+                with self.transaction() as transaction:
+                    result = work(transaction)
+            except Conflict:
+                if attempt == retries:
+                    raise
+                continue
+            return result
+        raise InvalidArgument(f"retries is a count, not {retries!r}")
+
+    def _view_scope(self) -> ViewScope:
+        core = self._core
+        core.require_open()
+        if core.writable and core.poisoned is None:
+            core.commit_pending()
+        else:
+            core.refresh()
+        state, tables = core.current
+        return ViewScope(core, tables, state.position, HandleScope(core).now_ms())
+
+    def view(self) -> View:
+        """The basin as it is now, after committing what is pending."""
+        return View(self._view_scope())
+
+    def _past_scope(self, position: Position) -> ViewScope:
+        core = self._core
+        if type(position) is not int or position < 0:
+            raise InvalidArgument(f"a log position is a number from 0, not {position!r}")
+        scope = self._view_scope()
+        state = core.state
+        if position < state.floor or (position == 0 and state.floor):
+            raise PositionGone(
+                f"position {position} is below the history floor {state.floor}", position=position, floor=state.floor
+            )
+        if position > state.position:
+            raise InvalidArgument(f"the log ends at {state.position}, before {position}", position=position)
+        time_ms = self._time_of(position)
+        return ViewScope(core, core.current.tables, position, time_ms) if time_ms is not None else scope
+
+    def _time_of(self, position: Position) -> int | None:
+        """The clock of the record at `position`; reads the log from the start of its segment."""
+        if position == 0:
+            return 0
+        for entry in self._core.log.follow(self._core.log.cursor_before(position - 1), names_from=position - 1):
+            return entry.record.time_ms
+        return None
+
+    def at(self, position: Position) -> View:
+        """The basin as it was at a log position, at the time of its record. Raises `PositionGone` below the floor."""
+        return View(self._past_scope(position))
+
+    # --- the log ------------------------------------------------------------------------------------------------------
+
+    def commit(self) -> Position:
+        """Make everything changed through this handle durable, and see what others committed. Returns the position.
+
+        With `sync="interval"` it returns at once, and the timer does it within `sync_interval_s`.
+        """
+        self._core.require_writable()
+        if self._core.options.sync == "interval":
+            return self._core.state.position
+        return self._core.commit_pending()
+
+    def refresh(self) -> Position:
+        """See what others committed. Returns the log position that reads see now."""
+        self._core.refresh()
+        return self._core.state.position
+
+    @property
+    def head(self) -> Head:
+        """Position and hash of the newest record, after committing what is pending; remember it to detect a rollback."""
+        core = self._core
+        if core.writable and core.poisoned is None:
+            core.commit_pending()
+        else:
+            core.refresh()
+        return core.state.head
+
+    def resolve(self, token: bytes) -> str:
+        """Settle a `CommitUnknown`: "committed" or "absent". On a local disk no outcome is ever unknown."""
+        raise InvalidArgument("this token is of no commit whose outcome was unknown", token=token)
+
+    def _entries(self, since: Position) -> Iterator[Entry]:
+        core = self._core
+        if type(since) is not int or since < 0:
+            raise InvalidArgument(f"a log position is a number from 0, not {since!r}")
+        if core.writable and core.poisoned is None:
+            core.commit_pending()
+        state = core.state
+        if since < state.floor - 1:
+            raise PositionGone(
+                f"position {since} is below the history floor {state.floor}", position=since, floor=state.floor
+            )
+        for entry in core.log.follow(core.log.cursor_before(since), names_from=since):
+            if entry.position not in state.voids:
+                yield entry
+
+    def changes(self, since: Position) -> Iterator[Change]:
+        """Every logged change of a name after position `since`, oldest first, after committing what is pending.
+
+        Follow a basin by passing the position of the last change. Changes of Basin's own keyspaces are left out. Raises
+        `PositionGone` below the history floor.
+        """
+        numbers = {DEFAULT_KEYSPACE: ""}
+        for entry in self._entries(since):
+            numbers.update(
+                {value["id"]: name.decode() for name, value in self._registry().scan() if name != _COUNTER}
+            )
+            for change in self._changes_of(entry):
+                number = int.from_bytes(change.name[:KEYSPACE_PREFIX_SIZE], "big")
+                if number == DEFAULT_KEYSPACE or number >= FIRST_USER_KEYSPACE:
+                    yield change._replace(
+                        keyspace=numbers.get(number, ""),
+                        name=change.name[KEYSPACE_PREFIX_SIZE:],
+                        stop=None if change.stop is None else _stop_in(number, change.stop),
+                    )
+
+    def _changes_of(self, entry: Entry) -> Iterator[Change]:
+        position = entry.position
+        for batch in entry.record.batches:
+            for start, stop in batch.ranges:
+                yield Change(position, "delete_range", "", start, None, stop)
+            for name, value in zip(batch.names, batch.values, strict=True):
+                yield Change(position, "put", "", name, value)
+            for name, key in zip(batch.reference_names, batch.reference_keys, strict=True):
+                yield Change(position, "ref", "", name, ContentKey(key))
+            for name in batch.deletes:
+                yield Change(position, "delete", "", name)
+            if batch.run:
+                yield from self._changes_of_run(entry, batch.run)
+
+    def _changes_of_run(self, entry: Entry, identity: bytes) -> Iterator[Change]:
+        """The changes of a batch that was large: its run, or whatever the run was merged into."""
+        tables = self._core.current.tables
+        low, high = entry.position << 16, (entry.position + 1) << 16
+        for run in tables.runs:
+            if run.run.version_min >= high or run.run.version_max < low:
+                continue
+            for number in range(len(run.directory.firsts)):
+                block = run.block(number)
+                for at in range(len(block.names)):
+                    found = block.entry(at)
+                    if low <= found.version < high:
+                        kind = ("delete", "put", "ref")[found.kind]
+                        value = ContentKey(found.value) if kind == "ref" else found.value
+                        yield Change(entry.position, kind, "", found.name, None if kind == "delete" else value)
+
+    def log(self, start: Position = 0, stop: Position | None = None) -> Iterator[LogEntry]:
+        """The records from `start` (inclusive) to `stop` (exclusive), oldest first; `start` 0: the oldest kept."""
+        floor = self._core.state.floor
+        for entry in self._entries(max(start - 1, floor, 0) if start else max(0, floor - 1)):
+            if stop is not None and entry.position >= stop:
+                return
+            yield LogEntry(
+                entry.position,
+                entry.record.time_ms,
+                entry.record.session or entry.position,
+                entry.record.sequence,
+                entry.size,
+                _summary(entry),
+            )
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Commit what is pending, finish the strata, end the session. Closing twice is harmless."""
+        self._core.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was closed."""
+        return bool(self._core.closed)
+
+    @property
+    def core(self) -> Core:
+        """The engine below, for layers."""
+        return self._core
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<basin {self.url}{' (closed)' if self.closed else ''}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a basin is not pickled; pass db.ticket() to the other process, and call basin.ingest there")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def _stop_in(number: int, stop: bytes) -> bytes | None:
+    """The end of a range as a name of its keyspace; None if the range ends with the keyspace."""
+    return stop[KEYSPACE_PREFIX_SIZE:] if stop.startswith(prefix_of(number)) else None
+
+
+def _summary(entry: Entry) -> dict[str, int]:
+    record = entry.record
+    counted = {
+        "batches": len(record.batches),
+        "names": sum(len(batch) for batch in record.batches),
+        "strata_added": len(record.strata_added),
+        "strata_removed": len(record.strata_removed),
+        "name_runs_added": len(record.name_runs_added),
+        "index_runs_added": len(record.index_runs_added),
+        "session_begun": int(record.session_begun),
+        "sessions_ended": len(record.sessions_ended),
+        "sessions_revoked": len(record.sessions_revoked),
+        "slots_added": len(record.slots_added),
+        "slots_removed": len(record.slots_removed),
+        "generation": record.generation,
+        "floor": record.floor,
+    }
+    return {name: count for name, count in counted.items() if count}
+
+
+_open_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    """In a forked child: no flush, no unlock, no end of session. Using an inherited handle raises `BasinClosed`."""
+    for core in list(_open_cores):
+        core.closed = core.closed or "this handle was inherited through fork"
+        core.commit_mutex = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+__all__ = ["Basin", "BasinClosed", "Batch", "Change", "LogEntry", "Names", "Transaction", "View"]

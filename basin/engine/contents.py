@@ -1,0 +1,457 @@
+"""Contents: content-addressed values as grains, deduplicated, compressed, sealed; large ones as clasts of parts.
+
+The way of a put: hash, grain key, look-up; only if nothing countable holds it: compress, seal, append to the active
+stratum. Contents that carry links, and clasts, go to a META stratum, everything else to a DATA stratum.
+
+Invariants:
+
+- A content that was found is *relied on*: the place goes into the caller's `Relied`, and the commit checks that the
+  stratum still counts, because a compactor may be removing it meanwhile.
+- What is returned has the content key that was asked for: by its seal, or, in an open basin, by hashing it again.
+- Appending is serialised by one mutex; hashing, compressing and decompressing happen outside of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, Protocol, TypeAlias
+
+import zstandard
+from blake3 import blake3
+
+from basin.engine.index import GrainLocator
+from basin.engine.keyring import Keyring
+from basin.engine.options import Options
+from basin.engine.reader import StratumReader, StratumReaders
+from basin.engine.writer import StratumWriter
+from basin.errors import ChecksumMismatch, ContentNotFound, ObjectMissing
+from basin.format.clast import Clast, decode_clast, encode_clast
+from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
+from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links
+from basin.terms import ContentKey, Location, StratumId
+
+Relied: TypeAlias = dict[bytes, StratumId]
+"""Content keys that a batch found instead of writing them, and the stratum each was found in."""
+
+_PARALLEL_SIZE_MIN: Final = 256 << 10
+"""Below this many bytes a batch is done before a second thread has woken up."""
+_TASK_SIZE: Final = 128 << 10
+_contexts = threading.local()
+
+
+class Source(Protocol):
+    """Anything with `read(size) -> bytes`: an open binary file, a socket's file, a decompressor."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; empty at the end."""
+        ...
+
+
+class Contents:
+    """Puts and gets contents of one handle. Safe for threads."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        readers: StratumReaders,
+        locator: GrainLocator,
+        options: Options,
+        writer_for: Callable[[StratumKind], StratumWriter],
+        reload: Callable[[], None],
+    ) -> None:
+        """`writer_for` gives the active stratum of a kind; `reload` follows the log when a stratum went missing."""
+        self._map = keyring.grain_keys
+        self._sealed = keyring.profile == "encrypted"
+        self._readers = readers
+        self._locator = locator
+        self._options = options
+        self._writer_for = writer_for
+        self._reload = reload
+        self._pool: ThreadPoolExecutor | None = None
+        self.mutex = threading.RLock()
+        """Held while appending, and by whoever switches or syncs strata."""
+        self.damaged: frozenset[bytes] = frozenset()
+        """Content keys whose grains are known to be damaged: they do not count as found."""
+        self.new_count = self.new_size = self.found_count = self.found_size = self.stored_size = 0
+
+    # --- putting ------------------------------------------------------------------------------------------------------
+
+    def put(self, content: bytes, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
+        """Store `content`, unless it is there; returns its content key."""
+        if len(content) > self._options.part_max:
+            return self.put_stream(_BytesSource(content), relied, links)
+        return self._put_grain(Kind.BLOB, content, relied, links)
+
+    def _put_grain(self, kind: Kind, content: bytes, relied: Relied, links: Sequence[bytes]) -> bytes:
+        key = blake3(content).digest()
+        self._put_keyed(kind, key, content, relied, links)
+        return key
+
+    def _put_keyed(
+        self, kind: Kind, key: bytes, content: bytes, relied: Relied, links: Sequence[bytes], counted: int | None = None
+    ) -> None:
+        """`counted` is the size to count, where `content` is only a description of it."""
+        size = len(content) if counted is None else counted
+        grain_key = self._map.grain_key(key)
+        place = self._duplicate(grain_key, key, links)
+        if place is not None:
+            self._rely(relied, key, place)
+            self.found_count += 1
+            self.found_size += size
+            return
+        codec, data = compress(join_links(links, content) if links else content, self._compressor())
+        flags = FLAG_LINKS if links else 0
+        with self.mutex:
+            writer = self._writer_for(StratumKind.META if links else StratumKind.DATA)
+            location = writer.append(kind, grain_key, codec, flags, data)
+        self.new_count += 1
+        self.new_size += size
+        self.stored_size += location.length
+
+    def rely_on(self, key: bytes, relied: Relied) -> None:
+        """Refer to content by its key; raise `ContentNotFound` unless it is there."""
+        place = self._locator.find(self._map.grain_key(key))
+        if place is None:
+            self._require_all_indexes()
+            raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
+        self._rely(relied, key, place)
+
+    def _duplicate(self, grain_key: bytes, key: bytes, links: Sequence[bytes]) -> Location | None:
+        """A grain that makes a put superfluous: any of the key, or one with the same links if there are links."""
+        if key in self.damaged:
+            return None
+        if not links:
+            return self._locator.find(grain_key)
+        for place in self._locator.find_all(grain_key):
+            if self._read(place, grain_key)[1].links == list(links):
+                return place
+        return None
+
+    def _rely(self, relied: Relied, key: bytes, place: Location) -> None:
+        if self._locator.writer_of(place.stratum) is None:
+            relied[key] = place.stratum
+
+    def put_many(self, contents: Sequence[bytes], relied: Relied) -> list[bytes]:
+        """`put` without links for many; hashing and compressing on all cores where they are large."""
+        sizes = [len(content) for content in contents]
+        total = sum(sizes)
+        if sizes and max(sizes) > self._options.part_max:
+            return [self.put(content, relied) for content in contents]
+        parallel = total >= _PARALLEL_SIZE_MIN and self._options.worker_count > 1
+        keys = self._map_batch(_hash_all, contents, sizes) if parallel else _hash_all(contents)
+        joined = self._map.grain_keys(b"".join(keys))
+        grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+        found = self._locator.find_many(grain_keys)
+        rows, found_size, seen = [], 0, set()
+        for row, place in enumerate(found):
+            if place is not None and not (self.damaged and keys[row] in self.damaged):
+                self._rely(relied, keys[row], place)
+                found_size += sizes[row]
+            elif keys[row] in seen:
+                found_size += sizes[row]
+            else:
+                seen.add(keys[row])
+                rows.append(row)
+        self._append_new(contents, sizes, grain_keys, rows, parallel=parallel)
+        new_size = total - found_size
+        self.new_count += len(rows)
+        self.new_size += new_size
+        self.found_count += len(contents) - len(rows)
+        self.found_size += found_size
+        return keys
+
+    def _append_new(
+        self,
+        contents: Sequence[bytes],
+        sizes: Sequence[int],
+        grain_keys: Sequence[bytes],
+        rows: Sequence[int],
+        *,
+        parallel: bool,
+    ) -> None:
+        """Compress the contents at `rows` and append them, switching strata as they fill up."""
+        plain = contents if len(rows) == len(contents) else [contents[row] for row in rows]
+        new_keys = grain_keys if len(rows) == len(contents) else [grain_keys[row] for row in rows]
+        codecs: Sequence[int] = [CODEC_STORED] * len(plain)
+        payloads: Sequence[bytes] = plain
+        if plain and max(map(len, plain)) >= COMPRESS_SIZE_MIN:
+            new_sizes = [sizes[row] for row in rows]
+            packed = (
+                self._map_batch(self._compress_all, plain, new_sizes) if parallel else self._compress_all(plain)
+            )
+            codecs, payloads = [codec for codec, _ in packed], [data for _, data in packed]
+        start = 0
+        with self.mutex:
+            while start < len(plain):
+                writer = self._writer_for(StratumKind.DATA)
+                stop = _fitting(payloads, start, self._options.stratum_size - writer.offset)
+                before = writer.offset
+                writer.append_blobs(new_keys[start:stop], codecs[start:stop], payloads[start:stop])
+                self.stored_size += writer.offset - before
+                start = stop
+
+    def _map_batch(self, work: Callable[[Sequence[bytes]], list[Any]], items: Sequence[bytes], sizes: Sequence[int]) -> list[Any]:
+        """`work` over slices of `items` of about `_TASK_SIZE` bytes each, on the pool, in order."""
+        slices, start, size = [], 0, 0
+        for row, length in enumerate(sizes):
+            size += length
+            if size >= _TASK_SIZE:
+                slices.append(items[start : row + 1])
+                start, size = row + 1, 0
+        if start < len(items):
+            slices.append(items[start:])
+        results: list[Any] = []
+        for done in self._executor().map(work, slices):
+            results += done
+        return results
+
+    def _compress_all(self, plain: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        compressor = self._compressor()
+        return [compress(content, compressor) for content in plain]
+
+    def put_stream(self, source: Source, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
+        """Store all that `source` gives, in bounded memory: one grain up to `part_max`, a clast of parts above.
+
+        Parts are compressed on the pool while the next ones are read; at most two a worker are in memory.
+        """
+        head = read_fully(source, self._options.part_max + 1)
+        if len(head) <= self._options.part_max:
+            return self._put_grain(Kind.BLOB, head, relied, links)
+        whole = blake3(max_threads=self._options.worker_count)
+        parts: list[bytes] = []
+        lengths: list[int] = []
+        waiting: deque[Future[bytes]] = deque()
+        executor = self._executor()
+        for part in _parts_of(head, source, self._options.part_size):
+            whole.update(part)
+            lengths.append(len(part))
+            waiting.append(executor.submit(self._put_part, part, relied))
+            if len(waiting) > 2 * self._options.worker_count:
+                parts.append(waiting.popleft().result())
+        parts += [future.result() for future in waiting]
+        key = whole.digest()
+        self._put_keyed(Kind.CLAST, key, encode_clast(lengths, len(links)), relied, [*links, *parts], 0)
+        return key
+
+    def _put_part(self, part: bytes, relied: Relied) -> bytes:
+        return self._put_grain(Kind.PART, part, relied, ())
+
+    # --- getting ------------------------------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes:
+        """The whole content; raise `ContentNotFound`. A clast is put together in memory."""
+        grain_key = self._map.grain_key(key)
+        place = self._locator.find(grain_key)
+        if place is not None:
+            try:
+                content = self._reader_of(place).read_content(place.offset, place.length, grain_key)
+            except ObjectMissing:
+                content = None
+            if content is not None and (self._sealed or blake3(content).digest() == key):
+                return content
+        kind, payload = self.grain(key)
+        if kind != Kind.CLAST:
+            return payload.content
+        clast = decode_clast(payload)
+        content = b"".join(self.get_many(clast.parts))
+        if blake3(content, max_threads=self._options.worker_count).digest() != key:
+            raise ChecksumMismatch(f"the parts of {key.hex()} do not make up its content", object=key.hex(), offset=0)
+        return content
+
+    def grain(self, key: bytes) -> tuple[int, Payload]:
+        """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
+        grain_key = self._map.grain_key(key)
+        for attempt in range(3):
+            place = self._locator.find(grain_key)
+            if place is None:
+                break
+            try:
+                kind, payload = self._read(place, grain_key)
+            except ObjectMissing:
+                # Rewritten by somebody else since we last looked: the log says where it lies now.
+                if attempt == 2:
+                    raise
+                self._reload()
+                continue
+            if not self._sealed and kind != Kind.CLAST and blake3(payload.content).digest() != key:
+                raise ChecksumMismatch(
+                    f"stratum {place.stratum} at byte {place.offset}: not the content that its key says",
+                    object=str(place.stratum),
+                    offset=place.offset,
+                )
+            return kind, payload
+        self._require_all_indexes()
+        raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
+
+    def clast(self, key: bytes) -> Clast | None:
+        """The clast of a large content, or None if it is one grain."""
+        kind, payload = self.grain(key)
+        return decode_clast(payload) if kind == Kind.CLAST else None
+
+    def contains(self, key: bytes) -> bool:
+        """Whether a countable stratum holds the content."""
+        if self._locator.find(self._map.grain_key(key)) is not None:
+            return True
+        self._require_all_indexes()
+        return False
+
+    def _require_all_indexes(self) -> None:
+        """Nothing is called absent while an index cannot be read."""
+        for error in self._locator.broken.values():
+            raise error
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The contents in the order of `keys`; raise `ContentNotFound` for the first that is nowhere."""
+        joined = self._map.grain_keys(b"".join(keys))
+        grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+        places = self._locator.find_many(grain_keys)
+        size = sum([place.length for place in places if place is not None])
+        if size < _PARALLEL_SIZE_MIN or self._options.worker_count == 1:
+            return self._get_slice(keys, grain_keys, places)
+        step = max(1, len(keys) * _TASK_SIZE // size)
+        tasks = [slice(at, at + step) for at in range(0, len(keys), step)]
+        results: list[bytes] = []
+        if threading.current_thread().name.startswith(_POOL_NAME):
+            return self._get_slice(keys, grain_keys, places)
+        for part in self._executor().map(
+            lambda at: self._get_slice(keys[at], grain_keys[at], places[at]), tasks
+        ):
+            results += part
+        return results
+
+    def _get_slice(
+        self, keys: Sequence[bytes], grain_keys: Sequence[bytes], places: Sequence[Location | None]
+    ) -> list[bytes]:
+        contents = []
+        for key, grain_key, place in zip(keys, grain_keys, places, strict=True):
+            content = None
+            if place is not None:
+                try:
+                    content = self._reader_of(place).read_content(place.offset, place.length, grain_key)
+                except ObjectMissing:
+                    content = None
+            if content is None or (not self._sealed and blake3(content).digest() != key):
+                content = self.get(key)
+            contents.append(content)
+        return contents
+
+    def links(self, key: bytes) -> list[bytes]:
+        """Union of the links of all grains of a key."""
+        grain_key = self._map.grain_key(key)
+        union: dict[bytes, None] = {}
+        for place in self._locator.find_all(grain_key):
+            union.update(dict.fromkeys(self._read(place, grain_key)[1].links))
+        return list(union)
+
+    def _read(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:
+        return self._reader_of(place).read_grain(place.offset, place.length, grain_key)
+
+    def _reader_of(self, place: Location) -> StratumReader:
+        writer = self._locator.writer_of(place.stratum)
+        if writer is not None and place.offset >= writer.flushed_offset:
+            with self.mutex:
+                writer.flush()
+        return self._readers.opened(place.stratum) or self._readers.get(
+            self._locator.kind_of(place.stratum), place.stratum
+        )
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        level = self._options.compression_level
+        compressors: dict[int, zstandard.ZstdCompressor] = _contexts.__dict__.setdefault("compressors", {})
+        compressor = compressors.get(level)
+        if compressor is None:
+            compressor = compressors[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        return compressor
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self.mutex:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._options.worker_count, thread_name_prefix=_POOL_NAME)
+            return self._pool
+
+    def close(self) -> None:
+        """End the worker threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+_POOL_NAME: Final = "basin-worker"
+_READ_SIZE: Final = MIB
+
+
+def _hash_all(contents: Sequence[bytes]) -> list[bytes]:
+    return [blake3(content).digest() for content in contents]
+
+
+def _fitting(payloads: Sequence[bytes], start: int, room: int) -> int:
+    """End of a stretch of payloads that about fills `room` bytes, at least one and at most 2^13."""
+    stop = start
+    for payload in payloads[start : start + 8192]:
+        stop += 1
+        room -= len(payload) + 64
+        if room <= 0:
+            break
+    return stop
+
+
+def read_fully(source: Source, size: int) -> bytes:
+    """Read until `size` bytes or the end: pipes and sockets give less than they are asked for."""
+    pieces, missing = [], size
+    while missing:
+        piece = source.read(min(missing, _READ_SIZE))
+        if not piece:
+            break
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+def _parts_of(head: bytes, source: Source, size: int) -> Iterator[bytes]:
+    """Fixed parts of `size` bytes of `head` and what follows it; the last may be smaller."""
+    at = 0
+    while len(head) - at >= size:
+        yield head[at : at + size]
+        at += size
+    rest = head[at:]
+    while True:
+        part = rest + read_fully(source, size - len(rest))
+        if not part:
+            return
+        yield part
+        rest = b""
+
+
+class _BytesSource:
+    """Bytes as a source, without copying them all."""
+
+    def __init__(self, content: bytes) -> None:
+        self._view = memoryview(content)
+
+    def read(self, size: int, /) -> bytes:
+        piece, self._view = self._view[:size], self._view[size:]
+        return bytes(piece)
+
+
+class IterableSource:
+    """An iterable of `bytes` as a source."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._left = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes of the current piece."""
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._left = piece
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
+

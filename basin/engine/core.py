@@ -1,0 +1,735 @@
+"""`Core`: what one handle holds, and how a commit happens. Everything else in the engine is called from here.
+
+Order, enforced in `_commit_group` alone: strata durable -> folder synced -> record durable -> acknowledge.
+
+Invariants:
+
+- `current` (state and tables) is replaced as a whole, after the names and the locator know all that it refers to; so a
+  reader that takes it once sees one log position.
+- Lock order: the commit mutex, then the contents' mutex, then the log's lock.
+- After a failed write or sync the handle is poisoned: nothing is acknowledged, no stratum is appended to again, pending
+  changes are dropped and named in the error, reads go on at the last durable position.
+- A session begins with the handle's first record, and before its first file.
+
+Longer than most files because the commit path is read as one story.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from basin.engine.compaction import upkeep
+from basin.engine.contents import Contents, Relied
+from basin.engine.index import GrainLocator
+from basin.engine.keyring import Keyring
+from basin.engine.log import RESERVE_NAME, START, Cursor, FileLog
+from basin.engine.memtable import Memtable
+from basin.engine.names import BlockCache, RunReader, Tables, open_run, order_runs
+from basin.engine.options import Options
+from basin.engine.reader import StratumReaders
+from basin.engine.recovery import recover
+from basin.engine.runs import write_batch_run
+from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, apply, first_version, fold, last_version, state_from_map
+from basin.engine.writer import StratumWriter, stratum_name
+from basin.errors import (
+    BasinClosed,
+    BasinError,
+    BasinPoisoned,
+    Conflict,
+    CorruptionError,
+    ObjectMissing,
+    OutOfSpace,
+    ReadOnly,
+    StorageUnavailable,
+)
+from basin.format.checkpoint import decode_checkpoint
+from basin.format.layout import (
+    BATCHES_PER_RECORD_MAX,
+    FRAME_FLAG_UNSYNCED,
+    FRAME_SIZE_MAX,
+    MIB,
+    RECORD_MAGIC,
+    StratumKind,
+)
+from basin.format.record import Batch, FrameCipher, NameRun, Record, StratumAdded, chain_hash, encode_record
+from basin.storage.protocol import LockFile, Storage
+from basin.terms import ContentKey, Position, StratumId
+
+BATCH_INLINE_MAX: Final = MIB
+"""A batch above this is written as a run of names and adopted by its record."""
+GROUP_SIZE_MAX: Final = 16 * MIB
+CHECKPOINT_FOLDER: Final = "checkpoint"
+SESSION_FOLDER: Final = "session"
+DROPPED_LISTED_MAX: Final = 1000
+
+
+class Current(NamedTuple):
+    """What readers see: one log position, and the names up to it."""
+
+    state: State
+    tables: Tables
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """Changes on their way into the log. `check` raises `Conflict` when they may no longer be committed."""
+
+    names: Memtable = field(default_factory=Memtable)
+    relied: Relied = field(default_factory=dict)
+    check: Callable[[Sequence[Pending]], None] | None = None
+    written: bool = False
+    """Whether contents were put, perhaps without any name."""
+    batch: Batch | None = None
+    run: NameRun | None = None
+    error: BaseException | None = None
+    done: bool = False
+    position: Position = 0
+
+    def __bool__(self) -> bool:
+        return bool(len(self.names)) or self.written
+
+
+class Core:
+    """One open handle. Safe for threads."""
+
+    def __init__(self, storage: Storage, keyring: Keyring, options: Options, *, writable: bool) -> None:
+        self.storage = storage
+        self.keyring = keyring
+        self.options = options
+        self.writable = writable
+        self.cipher = FrameCipher(keyring.basin_id, keyring.log_keys)
+        self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
+        self.readers = StratumReaders(storage, keyring, options.open_files_max)
+        self.locator = GrainLocator(self.readers, options.cache_size)
+        self.blocks = BlockCache(options.cache_size)
+        self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)
+        self.current = Current(State(), Tables((Memtable(),), ()))
+        self.cursor = START
+        self.session: Position = 0
+        self.sequence = 0
+        self.closed = ""
+        self.poisoned: BasinPoisoned | None = None
+        self.checkpoint_position: Position = 0
+        self.damaged_checkpoints: list[BasinError] = []
+        self.commit_mutex = threading.RLock()
+        self.tickets = 0
+        self.commits = 0
+        self._queue: deque[Pending] = deque()
+        self._writers: dict[StratumKind, StratumWriter] = {}
+        self._unlogged: list[StratumAdded] = []
+        self._session_lock: LockFile | None = None
+        self._pending = Pending()
+        self._committing: tuple[Pending, ...] = ()
+        self._pending_mutex = threading.Lock()
+        self._refreshed = time.monotonic()
+        self._timer: threading.Thread | None = None
+        self._timer_wake = threading.Event()
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read the newest good checkpoint, and follow the log to its end. Forgets what this handle knew before."""
+        state = self._newest_checkpoint()
+        start = min(state.position, state.flushed)
+        memtable = Memtable()
+        tables = Tables((memtable,), self._open_runs(state.name_runs, ()))
+        cursor = self.log.cursor_before(start) if state.position else START
+        self.checkpoint_position = state.position
+        for entry in self.log.follow(cursor, names_from=start):
+            cursor = entry.end
+            if entry.position <= state.position:
+                if entry.position not in state.voids:
+                    _apply_names(memtable, entry.record.batches, entry.position)
+            else:
+                state, tables = self._next(state, tables, entry.record, entry.hash)
+                memtable = tables.memtables[0]
+        reached = max(cursor.position, start)
+        if reached < state.position:
+            raise CorruptionError(
+                f"the log ends at position {reached}, but a checkpoint says {state.position}; run `basin check`",
+                object="log",
+                offset=0,
+            )
+        if cursor.position < start:
+            cursor = self._skip(cursor, start)
+        self._publish(state, tables)
+        self.cursor = cursor
+
+    def _skip(self, cursor: Cursor, position: Position) -> Cursor:
+        """The cursor behind `position`, when the log holds nothing newer."""
+        for entry in self.log.follow(cursor):
+            cursor = entry.end
+            if entry.position >= position:
+                break
+        return cursor
+
+    def _newest_checkpoint(self) -> State:
+        self.damaged_checkpoints = []
+        for name in reversed(self.storage.list(CHECKPOINT_FOLDER)):
+            path = f"{CHECKPOINT_FOLDER}/{name}"
+            try:
+                frame = self.storage.read_file(path, FRAME_SIZE_MAX)
+                return state_from_map(decode_checkpoint(self.cipher, frame, int(name)))
+            except (CorruptionError, ObjectMissing, ValueError) as error:
+                # An older one, or the log from its beginning, leads to the same state: `check` names this file.
+                damage = CorruptionError(f"{path}: {error}; run `basin repair`", object=path, offset=0)
+                self.damaged_checkpoints.append(damage)
+        return State()
+
+    def _open_runs(self, runs: Sequence[NameRun], known: Sequence[RunReader]) -> tuple[RunReader, ...]:
+        by_id = {reader.run.id: reader for reader in known}
+        return order_runs([by_id.get(run.id) or open_run(run, self.readers, self.blocks) for run in runs])
+
+    # --- following the log --------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state at the position this handle last caught up with."""
+        return self.current.state
+
+    def refresh(self) -> None:
+        """Catch up with what others appended. One small read if there is nothing new."""
+        self.require_open()
+        if self.poisoned is not None:
+            return
+        with self.commit_mutex:
+            self.catch_up()
+
+    def maybe_refresh(self) -> None:
+        """`refresh`, if the last one is longer ago than the refresh interval. Called before every read."""
+        if self.closed:
+            self.require_open()
+        now = time.monotonic()
+        if now - self._refreshed >= self.options.refresh_interval_s:
+            self._refreshed = now
+            self.refresh()
+
+    def catch_up(self) -> None:
+        """Apply what was appended since. Under the commit mutex."""
+        self._refreshed = time.monotonic()
+        state, tables = self.current
+        cursor = self.cursor
+        try:
+            for entry in self.log.follow(cursor):
+                state, tables = self._next(state, tables, entry.record, entry.hash)
+                cursor = entry.end
+        except (CorruptionError, ObjectMissing):
+            if cursor.segment in self.log.segments():
+                raise
+            # Old segments were removed while we did not look: start over from the newest checkpoint.
+            self.load()
+            return
+        if cursor is not self.cursor:
+            self._publish(state, tables)
+            self.cursor = cursor
+
+    def _next(self, state: State, tables: Tables, record: Record, record_hash: bytes) -> tuple[State, Tables]:
+        """State and tables after one stored record."""
+        following, counts = fold(state, record, record_hash)
+        if counts:
+            _apply_names(tables.memtables[0], record.batches, following.position)
+        if following.name_runs is not state.name_runs:
+            memtables = tables.memtables
+            if following.flushed != state.flushed:
+                memtables = _without_flushed(memtables, last_version(following.flushed))
+            tables = Tables(memtables, self._open_runs(following.name_runs, tables.runs))
+        return following, tables
+
+    def _publish(self, state: State, tables: Tables) -> None:
+        if state.generation != self.keyring.generation:
+            self.keyring.reload(self.storage)
+            self.keyring.select_generation(state.generation)
+        self.locator.update(state, {run.id for run in state.name_runs})
+        self.contents.damaged = state.damaged
+        self.current = Current(state, tables)
+
+    # --- pending changes ----------------------------------------------------------------------------------------------
+
+    def put_row(
+        self, name: bytes, kind: int, value: bytes, expiry_ms: int = 0, relied: Relied | None = None
+    ) -> None:
+        """Change one full name: visible through this handle at once, durable with the next commit."""
+        self.require_writable()
+        with self._pending_mutex:
+            self._pending.names.put(name, kind, value, expiry_ms)
+            if relied:
+                self._pending.relied.update(relied)
+        self._changed()
+
+    def put_rows(self, rows: Sequence[tuple[bytes, int, bytes]], expiry_ms: int = 0, relied: Relied | None = None) -> None:
+        """`put_row` for many (name, kind, value), together, with what their contents rely on."""
+        self.require_writable()
+        with self._pending_mutex:
+            self._pending.names.put_all(rows, expiry_ms)
+            if relied:
+                self._pending.relied.update(relied)
+        self._changed()
+
+    def delete_rows(self, start: bytes, stop: bytes) -> None:
+        """Delete the full names in [start, stop)."""
+        self.require_writable()
+        with self._pending_mutex:
+            self._pending.names.delete_range(start, stop)
+        self._changed()
+
+    def rely(self, relied: Relied) -> None:
+        """Contents were put without a name: they are committed with the next batch."""
+        self.require_writable()
+        with self._pending_mutex:
+            self._pending.relied.update(relied)
+            self._pending.written = True
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._timer is None and self.options.sync_interval_s < 3600:
+            self._start_timer()
+        if self._pending.names.size > self.options.memtable_size:
+            self.commit_pending()
+
+    def overlays(self) -> list[Memtable]:
+        """Changes that are visible through this handle and not logged yet, newest first."""
+        return [pending.names for pending in (self._pending, *self._committing) if len(pending.names)]
+
+    def commit_pending(self) -> Position:
+        """Commit what waits, durably; returns the position of the log afterwards."""
+        self.require_open()
+        if self.poisoned is not None:
+            raise self.poisoned
+        with self.commit_mutex:
+            own = self._enqueue()
+            if own is None:
+                self.catch_up()
+            else:
+                self._drain()
+                if own.error is not None:
+                    raise own.error
+            return self.state.position
+
+    def _enqueue(self, batch: Pending | None = None) -> Pending | None:
+        """Queue what waits, and `batch` behind it: changes are logged in the order in which they were made."""
+        with self._pending_mutex:
+            own = None
+            if self._pending:
+                own, self._pending = self._pending, Pending()
+                self._committing = (own, *self._committing)
+                self._queue.append(own)
+            if batch is not None:
+                self._queue.append(batch)
+            return own
+
+    def _restore(self, pending: Pending) -> None:
+        """Nothing was written: the changes wait on, below those that came since."""
+        with self._pending_mutex:
+            newer, self._pending = self._pending, pending
+            for start, stop, _ in newer.names.ranges:
+                pending.names.delete_range(start, stop)
+            for name, (_, kind, value, expiry_ms, _) in newer.names.rows.items():
+                pending.names.put(name, kind, value, expiry_ms)
+            pending.relied.update(newer.relied)
+            pending.written |= newer.written
+
+    def _start_timer(self) -> None:
+        with self._pending_mutex:
+            if self._timer is None:
+                self._timer = threading.Thread(target=self._run_timer, name="basin-timer", daemon=True)
+                self._timer.start()
+
+    def _run_timer(self) -> None:
+        """Commit what waits, every interval, until the handle closes."""
+        while not self._timer_wake.wait(self.options.sync_interval_s):
+            if self._pending and self.poisoned is None and not self.closed:
+                # A failure has poisoned the handle: whoever uses it next is told. A busy lock is tried again.
+                with contextlib.suppress(BasinError):
+                    self.commit_pending()
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    def commit(self, pending: Pending) -> Position:
+        """Commit one batch, durably, together with those of other threads. Raises `Conflict` if its check does."""
+        self.require_writable()
+        own = self._enqueue(pending)
+        with self.commit_mutex:
+            if not pending.done:
+                self._drain()
+        for one in (own, pending):
+            if one is not None and one.error is not None:
+                raise one.error
+        return pending.position
+
+    def _drain(self) -> None:
+        """Commit everything queued, in groups. Under the commit mutex."""
+        while self._queue:
+            group, size = [], 0
+            while self._queue and len(group) < BATCHES_PER_RECORD_MAX and size < GROUP_SIZE_MAX:
+                pending = self._queue.popleft()
+                size += min(pending.names.size, BATCH_INLINE_MAX)
+                group.append(pending)
+            try:
+                self._commit_group(group)
+            except BaseException as error:
+                for pending in group:
+                    pending.done, pending.error = True, pending.error or error
+                raise
+            finally:
+                self._leave(group)
+
+    def _leave(self, group: Sequence[Pending]) -> None:
+        """What was committed, or failed, is no longer on its way; a lock that stayed busy puts it back."""
+        committing = self._committing
+        self._committing = tuple(one for one in committing if one not in group)
+        for pending in group:
+            if isinstance(pending.error, StorageUnavailable) and pending in committing:
+                self._restore(pending)
+
+    def _commit_group(self, group: Sequence[Pending]) -> None:
+        """One record for all batches of the group that do not conflict."""
+        if self.poisoned is not None:
+            raise self.poisoned
+        with self._poisoning(group):
+            for pending in group:
+                pending.batch = self._encode_batch(pending)
+            with self.contents.mutex:
+                added = self._sync_strata()
+            with self.log.exclusive():
+                self.catch_up()
+                accepted, relied, revived = self._accept(group)
+                if accepted:
+                    self._append_record(
+                        Record(
+                            session=0,
+                            sequence=0,
+                            previous=EMPTY_HASH,
+                            time_ms=0,
+                            batches=[pending.batch for pending in accepted if pending.batch],
+                            strata_added=added,
+                            name_runs_added=[pending.run for pending in accepted if pending.run],
+                            relied=relied,
+                            revived=revived,
+                        )
+                    )
+        self._settle_strata(added)
+        for pending in group:
+            pending.position = self.state.position
+            pending.done = True
+        self.commits += 1
+        self._run_upkeep()
+
+    def _encode_batch(self, pending: Pending) -> Batch | None:
+        """The batch of a record; a large one goes into a run of names first."""
+        if not len(pending.names):
+            return None
+        batch = pending.names.to_batch()
+        if _batch_size(batch) <= BATCH_INLINE_MAX:
+            return batch
+        self.ensure_session()
+        pending.run, added = write_batch_run(self, pending.names)
+        self._unlogged.append(added)
+        return Batch(ranges=batch.ranges, run=pending.run.id)
+
+    def _accept(self, group: Sequence[Pending]) -> tuple[list[Pending], list[StratumId], list[StratumId]]:
+        """The batches that may be committed now, in order, and the strata they rely on."""
+        accepted: list[Pending] = []
+        relied: set[StratumId] = set()
+        revived: set[StratumId] = set()
+        for pending in group:
+            try:
+                if pending.check is not None:
+                    pending.check(accepted)
+                own_relied, own_revived = self._check_relied(pending.relied)
+            except Conflict as conflict:
+                pending.error = conflict
+                continue
+            accepted.append(pending)
+            relied |= own_relied
+            revived |= own_revived
+        return accepted, sorted(relied), sorted(revived)
+
+    def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
+        """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""
+        strata = self.state.strata
+        needed: set[StratumId] = set()
+        revived: set[StratumId] = set()
+        lost = []
+        for key, identity in relied.items():
+            known = strata.get(identity)
+            if known is None and not self.locator.is_own(identity):
+                place = self.locator.find(self.keyring.grain_keys.grain_key(key))
+                if place is None:
+                    lost.append(ContentKey(key))
+                    continue
+                identity = place.stratum
+                known = strata.get(identity)
+            if known is not None and known.added.session != self.session:
+                needed.add(identity)
+                if known.condemned:
+                    revived.add(identity)
+        if lost:
+            raise Conflict(
+                f"{len(lost)} contents were removed since they were found; put them again", content_keys=lost
+            )
+        return needed, revived
+
+    def _append_record(self, record: Record) -> None:
+        """Complete, check and append a record. Under commit mutex and log lock, caught up."""
+        state = self.state
+        if self.session and self.session not in state.sessions:
+            error = Conflict(
+                f"session {self.session} was revoked: another writer took this one for dead", session=self.session
+            )
+            self.poison(error)
+            raise error
+        record.time_ms = time.time_ns() // 1_000_000
+        record.previous = state.hash
+        if self.session:
+            record.session, record.sequence = self.session, self.sequence + 1
+        else:
+            record.session_begun, record.session, record.sequence = True, 0, 1
+            self._lock_session(state.position + 1)
+        unsynced = self.options.sync == "never"
+        frame = self.cipher.seal(
+            RECORD_MAGIC,
+            state.position + 1,
+            encode_record(record),
+            generation=self.keyring.generation,
+            randomness=os.urandom(32),
+            flags=FRAME_FLAG_UNSYNCED if unsynced else 0,
+        )
+        digest = chain_hash(frame)
+        apply(state, record, digest)  # A record that everybody would skip is never written.
+        end = self._append_frame(frame, record, sync=not unsynced)
+        if end is None:
+            raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
+        following, tables = self._next(state, self.current.tables, record, digest)
+        if record.session_begun:
+            self.session = following.position
+        self.sequence = record.sequence
+        self._publish(following, tables)
+        self.cursor = end
+
+    def _append_frame(self, frame: bytes, record: Record, *, sync: bool) -> Cursor | None:
+        """Append; on a full disk, a record that only deletes gets the reserve."""
+        previous = self.state.hash
+        try:
+            return self.log.append(self.cursor, frame, previous, sync=sync)
+        except OutOfSpace:
+            if not _frees_space(record):
+                raise
+            self.storage.delete(RESERVE_NAME)
+            return self.log.append(self.cursor, frame, previous, sync=sync)
+
+    def append(self, build: Callable[[State], Record | None]) -> bool:
+        """Append a record of upkeep that `build` makes for the state then; False if it makes none or is refused."""
+        self.require_writable()
+        with self.commit_mutex, self._poisoning(()), self.log.exclusive():
+            self.catch_up()
+            record = build(self.state)
+            if record is None:
+                return False
+            try:
+                self._append_record(record)
+            except Conflict:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _poisoning(self, group: Sequence[Pending]) -> Iterator[None]:
+        """Whatever fails inside leaves a handle that writes no more, but for a lock that stayed busy."""
+        try:
+            yield
+        except (StorageUnavailable, Conflict, BasinPoisoned):
+            raise
+        except BaseException as error:
+            self.poison(error, group)
+            if isinstance(error, BasinError) and self.poisoned is not None:
+                error.fields.setdefault("dropped", self.poisoned.fields["dropped"])
+            raise
+
+    def poison(self, error: BaseException, group: Sequence[Pending] = ()) -> None:
+        """Make the handle read-only at its last durable position. Later writes raise `BasinPoisoned`."""
+        dropped: list[bytes] = []
+        with self._pending_mutex:
+            for pending in (*group, self._pending):
+                dropped += list(pending.names.rows)[: DROPPED_LISTED_MAX - len(dropped)]
+            self._pending = Pending()
+        for writer in self._writers.values():
+            writer.abandon()
+            self.locator.writer_abandoned(writer)
+        self._writers = {}
+        self.poisoned = BasinPoisoned(
+            f"a write failed ({error}); nothing of it was acknowledged, and this handle is read-only at position "
+            f"{self.state.position}: reopen the basin",
+            dropped=dropped,
+            position=self.state.position,
+        )
+
+    # --- sessions and strata ------------------------------------------------------------------------------------------
+
+    def ensure_session(self) -> None:
+        """Begin this handle's session, if it has none: before its first file."""
+        if self.session:
+            return
+        with self.commit_mutex:
+            self.append(lambda state: Record(0, 0, EMPTY_HASH, 0) if not self.session else None)
+            recover(self)
+
+    def _lock_session(self, position: Position) -> None:
+        """Take the lock that shows that the session is alive, before anybody can read of the session."""
+        if self._session_lock is not None:
+            self._session_lock.close()
+        lock = self.storage.lock(f"{SESSION_FOLDER}/{position:020d}")
+        lock.acquire(0)
+        self._session_lock = lock
+
+    def writer_for(self, kind: StratumKind) -> StratumWriter:
+        """The active stratum of `kind`, made if there is none or the last is full. Under the contents' mutex."""
+        writer = self._writers.get(kind)
+        if writer is not None and not writer.is_full(self.options.stratum_size):
+            return writer
+        if self.poisoned is not None:
+            raise self.poisoned
+        if not self.session:
+            raise ReadOnly("a stratum belongs to a session, and none has begun")
+        with self._poisoning(()):
+            if writer is not None:
+                self._finish(writer)
+            writer = self._writers[kind] = self.new_stratum(kind)
+            self.locator.add_writer(writer)
+            return writer
+
+    def new_stratum(self, kind: StratumKind) -> StratumWriter:
+        """A stratum of this session under a fresh name and fresh keys."""
+        identity = StratumId((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+        return StratumWriter(
+            self.storage, self.keyring, kind, session=self.session, identity=identity, key_material=os.urandom(32)
+        )
+
+    def _finish(self, writer: StratumWriter) -> None:
+        directory = writer.finish()
+        del self._writers[writer.kind]
+        self._unlogged.append(writer.describe(FINISHED))
+        self.locator.writer_finished(writer, directory)
+
+    def _sync_strata(self) -> list[StratumAdded]:
+        """Make all contents durable; returns how the record describes the strata that grew."""
+        added = list(self._unlogged)
+        for writer in self._writers.values():
+            known = self.state.strata.get(writer.id)
+            writer.sync()
+            if known is None or known.added.length < writer.synced_offset:
+                added.append(writer.describe(ACTIVE))
+        return added
+
+    def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
+        """What the record described needs no describing again."""
+        logged = self.state.strata
+        self._unlogged = [one for one in self._unlogged if one not in added or one.id not in logged]
+
+    def owns(self, identity: StratumId) -> bool:
+        """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
+        return self.locator.is_own(identity) or any(one.id == identity for one in self._unlogged)
+
+    def delete_stratum(self, kind: int, identity: StratumId) -> None:
+        """Delete the file of a stratum that a record removed."""
+        self.readers.forget(identity)
+        self.storage.delete(stratum_name(kind, identity))
+
+    def _run_upkeep(self) -> None:
+        """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
+        with contextlib.suppress(BasinError):
+            upkeep(self)
+
+    # --- closing ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Commit what waits, finish the strata, end the session, release everything. Closing twice is harmless."""
+        if self.closed:
+            return
+        self._timer_wake.set()
+        try:
+            if self.poisoned is None and self.writable:
+                self._end_session()
+        finally:
+            self.release("the handle is closed")
+        timer = self._timer
+        if timer is not None and timer is not threading.current_thread():
+            timer.join()
+
+    def _end_session(self) -> None:
+        with self.commit_mutex:
+            self.commit_pending()
+            if not self.session:
+                return
+            with self._poisoning(()), self.contents.mutex:
+                for writer in list(self._writers.values()):
+                    self._finish(writer)
+                added = list(self._unlogged)
+            session = self.session
+            self.append(
+                lambda state: Record(0, 0, EMPTY_HASH, 0, strata_added=added, sessions_ended=[session])
+                if session in state.sessions
+                else None
+            )
+            self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
+            self.session = 0
+
+    def release(self, reason: str) -> None:
+        """Close every handle without writing. Used at the end, and in a forked child."""
+        self.closed = reason
+        self._timer_wake.set()
+        for writer in self._writers.values():
+            writer.abandon()
+        self._writers = {}
+        self.contents.close()
+        self.readers.close()
+        self.log.close()
+        if self._session_lock is not None:
+            self._session_lock.close()
+            self._session_lock = None
+        self.storage.close()
+
+    def require_open(self) -> None:
+        """Raise `BasinClosed` after `close` or in a forked child."""
+        if self.closed:
+            raise BasinClosed(f"{self.closed}: open the basin again")
+
+    def require_writable(self) -> None:
+        """Raise `BasinClosed`, `ReadOnly`, or `BasinPoisoned`."""
+        self.require_open()
+        if self.poisoned is not None:
+            raise self.poisoned
+        if not self.writable:
+            raise ReadOnly("this handle was opened for reading")
+
+
+def _apply_names(memtable: Memtable, batches: Sequence[Batch], position: Position) -> None:
+    for number, batch in enumerate(batches):
+        memtable.apply(batch, first_version(position) + number)
+
+
+def _without_flushed(memtables: Sequence[Memtable], version: int) -> tuple[Memtable, ...]:
+    """The memtables without what a run covers now."""
+    kept = [table if table.version_max > version else None for table in memtables]
+    newest = memtables[0] if kept[0] is not None else Memtable()
+    if kept[0] is not None and newest.version_min <= version:
+        newest = newest.after(version)
+    older = [table.after(version) for table in kept[1:] if table is not None]
+    return (newest, *older)
+
+
+def _batch_size(batch: Batch) -> int:
+    columns = (batch.names, batch.values, batch.reference_names, batch.deletes)
+    return sum([sum(map(len, column)) for column in columns]) + 32 * len(batch.reference_names)
+
+
+def _frees_space(record: Record) -> bool:
+    """Whether a record only deletes: then it may use the space that was held back."""
+    return not record.strata_added and all(
+        not (batch.names or batch.reference_names or batch.run) for batch in record.batches
+    )

@@ -1,0 +1,305 @@
+"""`GrainLocator`: from a grain key to the places where its grain lies, over all countable strata of one state.
+
+Sources, asked in this order: the strata this handle is writing, the active strata of other sessions (scanned as far as
+the log vouches for them), finished strata not yet merged, merged index runs.
+
+Invariants: a place is returned only if its stratum counts in the state the locator was last told, or is this handle's
+own; a page of an index is verified at its first touch. Look-ups need no lock; `update` is called by one thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from basin.engine.reader import StratumReader, StratumReaders
+from basin.engine.state import ACTIVE, CUT, State
+from basin.engine.writer import StratumWriter
+from basin.errors import BasinError, CorruptionError, ObjectMissing
+from basin.format.index import ENTRY, Entries, IndexDirectory, find_in_page
+from basin.format.layout import PAGE_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
+from basin.format.scan import Damage, scan_grains
+from basin.terms import Location, StratumId
+
+_LENGTH_MASK: Final = (1 << 32) - 1
+
+
+class PageCache:
+    """Verified index pages, the least recently used dropped first. Safe for threads."""
+
+    def __init__(self, size_max: int) -> None:
+        self._pages: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
+        self._count_max = max(16, size_max // PAGE_SIZE)
+        self._mutex = threading.Lock()
+
+    def get(self, stratum: bytes, number: int) -> bytes | None:
+        """The page, if it is here. Hits are not reordered: dropping by age costs no lock on the hot path."""
+        return self._pages.get((stratum, number))
+
+    def put(self, stratum: bytes, number: int, page: bytes) -> None:
+        """Remember a verified page."""
+        with self._mutex:
+            self._pages[stratum, number] = page
+            if len(self._pages) > self._count_max:
+                self._pages.popitem(last=False)
+
+
+class IndexReader:
+    """One grain index in a stratum: finds places, page by page."""
+
+    def __init__(self, reader: StratumReader, directory: IndexDirectory, cache: PageCache) -> None:
+        self.id = reader.id
+        self.kind: int = reader.header.kind
+        self.directory = directory
+        self._reader = reader
+        self._cache = cache
+        self._verified = bytearray(directory.page_count)
+
+    def page(self, number: int) -> bytes:
+        """A verified page. One read, unless cached."""
+        cached = self._cache.get(self.id, number)
+        if cached is not None:
+            return cached
+        offset, size = self.directory.page_extent(number)
+        page = self._reader.read_raw(offset, size)
+        if not self._verified[number]:
+            try:
+                self.directory.verify_page(number, page)
+            except CorruptionError as error:
+                name = self._reader.name
+                raise type(error)(
+                    f"{name}: {error.message}; run `basin repair`", object=name, offset=offset
+                ) from error
+            self._verified[number] = 1
+        self._cache.put(self.id, number, page)
+        return page
+
+    def find(self, key: bytes) -> Iterator[tuple[StratumId, int, int]]:
+        """(stratum, offset, length) of every entry of `key`."""
+        strata = self.directory.strata
+        for number in self.directory.pages_for(key):
+            for offset, length, stratum, _, _ in find_in_page(self.page(number), key):
+                if stratum >= len(strata):
+                    raise CorruptionError(f"{self._reader.name}: an entry names no stratum", object=self._reader.name)
+                yield strata[stratum], offset, length
+
+    def entries(self, start_page: int, stop_page: int) -> Entries:
+        """All entries of a range of pages."""
+        pages = [self.page(number) for number in range(start_page, stop_page)]
+        return np.frombuffer(b"".join(pages), dtype=ENTRY)
+
+
+class GrainLocator:
+    """Where grains lie, as of the last `update`."""
+
+    def __init__(self, readers: StratumReaders, cache_size: int) -> None:
+        self._readers = readers
+        self._cache = PageCache(cache_size)
+        self._writers: list[StratumWriter] = []
+        self._own_finished: dict[StratumId, IndexReader] = {}
+        self._scanned: dict[StratumId, tuple[int, dict[bytes, int]]] = {}
+        self._indexes: dict[StratumId, IndexReader] = {}
+        self._search: tuple[IndexReader, ...] = ()
+        self._countable: dict[StratumId, object] = {}
+        self._state: State | None = None
+        self.broken: dict[StratumId, BasinError] = {}
+        """Strata whose grains cannot be looked up, and why."""
+
+    # --- keeping up ---------------------------------------------------------------------------------------------------
+
+    def add_writer(self, writer: StratumWriter) -> None:
+        """A stratum of this handle: its grains count for this handle at once."""
+        self._writers = [*self._writers, writer]
+
+    def writer_finished(self, writer: StratumWriter, directory: IndexDirectory) -> None:
+        """Replace a finished stratum's in-memory index by the one in its file."""
+        reader = self._readers.get(writer.kind, writer.id)
+        self._own_finished[writer.id] = IndexReader(reader, directory, self._cache)
+        self._writers = [one for one in self._writers if one is not writer]
+        self._rebuild_search()
+
+    def writer_abandoned(self, writer: StratumWriter) -> None:
+        """Forget a stratum that failed."""
+        self._writers = [one for one in self._writers if one is not writer]
+
+    def update(self, state: State, runs_of_names: set[StratumId]) -> None:
+        """Follow the log: open indexes that are new, scan what others appended, drop what is gone.
+
+        `runs_of_names` hold no contents. An index that cannot be read is kept in `broken`: what is found elsewhere can
+        still be read, and nothing is called absent.
+        """
+        before = self._state
+        self._state = state
+        if before is not None and before.strata is state.strata and before.index_runs is state.index_runs:
+            return
+        own = {writer.id for writer in self._writers}
+        covered = {identity for run in state.index_runs for identity in run.strata}
+        wanted: dict[StratumId, IndexReader] = {}
+        broken: dict[StratumId, BasinError] = {}
+        for run in state.index_runs:
+            try:
+                wanted[run.id] = self._indexes.get(run.id) or self._open_index(StratumKind.INDEX, run.id)
+            except (CorruptionError, ObjectMissing) as error:
+                broken[run.id] = error
+        scanned: dict[StratumId, tuple[int, dict[bytes, int]]] = {}
+        for identity, known in state.strata.items():
+            added = known.added
+            if identity in own or identity in covered or identity in runs_of_names or added.kind == StratumKind.INDEX:
+                continue
+            finished = added.status not in (ACTIVE, CUT)
+            if identity in self._own_finished:
+                if finished:
+                    wanted[identity] = self._own_finished.pop(identity)
+                continue
+            try:
+                if finished:
+                    wanted[identity] = self._indexes.get(identity) or self._open_index(added.kind, identity)
+                else:
+                    scanned[identity] = self._scan(added.kind, identity, added.length)
+            except (CorruptionError, ObjectMissing) as error:
+                broken[identity] = error
+        self._indexes, self._scanned = wanted, scanned
+        self.broken = broken
+        self._countable = dict.fromkeys(state.strata)
+        if before is not None:
+            for identity in before.strata.keys() - state.strata.keys():
+                self._own_finished.pop(identity, None)
+                self._readers.forget(identity)
+        self._rebuild_search()
+
+    def _rebuild_search(self) -> None:
+        indexes = [*self._own_finished.values(), *self._indexes.values()]
+        self._search = tuple(sorted(indexes, key=lambda index: -index.directory.count))
+
+    def _open_index(self, kind: int, identity: StratumId) -> IndexReader:
+        reader = self._readers.get(kind, identity)
+        return IndexReader(reader, reader.directory(), self._cache)
+
+    def _scan(self, kind: int, identity: StratumId, length: int) -> tuple[int, dict[bytes, int]]:
+        """Grains of a stratum without an index, up to `length`. Cost: 1.7 µs a grain that was not seen before."""
+        reached, places = self._scanned.get(identity, (STRATUM_HEADER_SIZE, {}))
+        if reached >= length:
+            return reached, places
+        reader = self._readers.get(kind, identity)
+        places = dict(places)
+        data = memoryview(reader.read_raw(reached, length - reached))
+        for found in scan_grains(data, 0, len(data)):
+            if isinstance(found, Damage):
+                raise CorruptionError(
+                    f"{reader.name} at byte {reached + found.offset}: {found.reason}; run `basin check`",
+                    object=reader.name,
+                    offset=reached + found.offset,
+                )
+            if found.header.kind in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
+                continue
+            places[found.header.key] = reached + found.offset << 32 | found.header.stored_size
+        return length, places
+
+    # --- looking up ---------------------------------------------------------------------------------------------------
+
+    def find(self, key: bytes) -> Location | None:
+        """One place of `key`, or None."""
+        for writer in self._writers:
+            place = writer.locations.get(key)
+            if place is not None:
+                return Location(writer.id, place >> 32, place & _LENGTH_MASK)
+        for identity, (_, places) in self._scanned.items():
+            place = places.get(key)
+            if place is not None:
+                return Location(identity, place >> 32, place & _LENGTH_MASK)
+        for index in self._search:
+            if index.directory.may_contain(key):
+                for stratum, offset, length in index.find(key):
+                    if stratum in self._countable or stratum in self._own_finished:
+                        return Location(stratum, offset, length)
+        return None
+
+    def find_all(self, key: bytes) -> Iterator[Location]:
+        """Every known place of `key`: the newest of each stratum being written, all of the others."""
+        for writer in self._writers:
+            place = writer.locations.get(key)
+            if place is not None:
+                yield Location(writer.id, place >> 32, place & _LENGTH_MASK)
+        for identity, (_, places) in self._scanned.items():
+            place = places.get(key)
+            if place is not None:
+                yield Location(identity, place >> 32, place & _LENGTH_MASK)
+        for index in self._search:
+            if index.directory.may_contain(key):
+                for stratum, offset, length in index.find(key):
+                    if stratum in self._countable or stratum in self._own_finished:
+                        yield Location(stratum, offset, length)
+
+    def find_many(self, keys: Sequence[bytes]) -> list[Location | None]:
+        """`find` for many keys: filters are asked in bulk, so that misses cost 0.1 µs a key and index."""
+        found: list[Location | None] = [None] * len(keys)
+        missing = range(len(keys))
+        for writer in self._writers:
+            get = writer.locations.get
+            rest = []
+            for row in missing:
+                place = get(keys[row])
+                if place is None:
+                    rest.append(row)
+                else:
+                    found[row] = Location(writer.id, place >> 32, place & _LENGTH_MASK)
+            missing = rest  # type: ignore[assignment]  # a range first, lists afterwards
+        for identity, (_, places) in self._scanned.items():
+            for row in missing:
+                place = places.get(keys[row])
+                if place is not None:
+                    found[row] = Location(identity, place >> 32, place & _LENGTH_MASK)
+        if self._search:
+            missing = [row for row in missing if found[row] is None]  # type: ignore[assignment]  # see above
+            self._search_many(keys, missing, found)
+        return found
+
+    def _search_many(self, keys: Sequence[bytes], rows: Sequence[int], found: list[Location | None]) -> None:
+        for index in self._search:
+            if not rows:
+                return
+            joined = b"".join([keys[row] for row in rows])
+            table: npt.NDArray[np.uint8] = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
+            hits = np.flatnonzero(index.directory.may_contain_many(table)).tolist()
+            for hit in hits:
+                row = rows[hit]
+                for stratum, offset, length in index.find(keys[row]):
+                    if stratum in self._countable or stratum in self._own_finished:
+                        found[row] = Location(stratum, offset, length)
+                        break
+            if hits:
+                rows = [row for row in rows if found[row] is None]
+
+    def is_own(self, identity: StratumId) -> bool:
+        """Whether the stratum is one of this handle that no record describes in full yet."""
+        return identity in self._own_finished or self.writer_of(identity) is not None
+
+    def kind_of(self, identity: StratumId) -> int:
+        """DATA or META, of a stratum that `find` returned. Raises `ObjectMissing` if it went meanwhile."""
+        for writer in self._writers:
+            if writer.id == identity:
+                return writer.kind
+        own = self._own_finished.get(identity)
+        if own is not None:
+            return own.kind
+        known = self._state.strata.get(identity) if self._state is not None else None
+        if known is None:
+            raise ObjectMissing(f"stratum {identity} was removed", object=str(identity), operation="find")
+        return known.added.kind
+
+    def writer_of(self, identity: StratumId) -> StratumWriter | None:
+        """The writer, if the stratum is one that this handle is writing."""
+        for writer in self._writers:
+            if writer.id == identity:
+                return writer
+        return None
+
+    @property
+    def indexes(self) -> tuple[IndexReader, ...]:
+        """The indexes that look-ups search."""
+        return self._search

@@ -1,0 +1,399 @@
+"""The log on a local disk: append-only segments, one short lock, and a watermark of what is durable.
+
+Invariants:
+
+- Nothing is overwritten or truncated but the watermark in `log/lock`, which is never replaced.
+- While the watermark's boot id is the machine's, nothing behind it counts: readers ignore it, and the next appender
+  opens a new segment whose header cuts the old one there.
+- After a boot (or without a watermark) the files are scanned, and the next appender opens a new segment. A tail is torn
+  only if nothing behind the first bad byte is a record, and the watermark does not lie behind it; else it is rot.
+- `append` returns only after the record is durable and the watermark says so.
+
+It knows frames and positions; what a record means is `state`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from basin.errors import (
+    BasinError,
+    CorruptionError,
+    ObjectMissing,
+    ReadOnly,
+    TruncatedStratum,
+)
+from basin.format.layout import FRAME_FLAG_UNSYNCED, MIB, RECORD_MAGIC, SEGMENT_HEADER_SIZE, WATERMARK_SIZE
+from basin.format.record import FrameCipher, Record, chain_hash, decode_frame_header, decode_record
+from basin.format.scan import find_frames
+from basin.format.segment import (
+    SegmentHeader,
+    Watermark,
+    decode_segment_header,
+    decode_watermark,
+    encode_segment_header,
+    encode_watermark,
+)
+from basin.storage.protocol import AppendFile, LockFile, ReadFile, Storage
+from basin.terms import Position
+
+LOG_FOLDER: Final = "log"
+LOCK_NAME: Final = "log/lock"
+RESERVE_NAME: Final = "log/reserve"
+SEGMENT_SIZE: Final = 16 * MIB
+"""A segment ends after this many bytes: the unit in which old log is removed."""
+
+
+class Cursor(NamedTuple):
+    """A place between two records: byte `offset` of `segment`, behind the record at `position`."""
+
+    segment: int
+    offset: int
+    position: Position
+
+
+class Entry(NamedTuple):
+    """One stored record: its hash, where it ends, and its size as stored."""
+
+    position: Position
+    record: Record
+    hash: bytes
+    end: Cursor
+    size: int
+
+
+START: Final = Cursor(0, 0, 0)
+"""Before the first record; the first segment is number 1."""
+
+
+def segment_name(segment: int) -> str:
+    """Path of a segment."""
+    return f"{LOG_FOLDER}/{segment:020d}.log"
+
+
+class FileLog:
+    """Reads and appends the records of one basin. One thread at a time; `exclusive` keeps other processes out."""
+
+    def __init__(self, storage: Storage, cipher: FrameCipher, basin_id: bytes, lock_timeout_s: float) -> None:
+        self._storage = storage
+        self._cipher = cipher
+        self._basin_id = basin_id
+        self._timeout_s = lock_timeout_s
+        self._lock: LockFile | None = None
+        self._lock_held = False
+        self._appender: AppendFile | None = None
+        self._appender_segment = 0
+        self._reader: ReadFile | None = None
+        self._reader_segment = 0
+        self._boot_id = storage.boot_id()
+
+    # --- where the log ends -------------------------------------------------------------------------------------------
+
+    def segments(self) -> list[int]:
+        """Numbers of the segments that are there, ascending."""
+        numbers = []
+        for name in self._storage.list(LOG_FOLDER):
+            stem, dot, suffix = name.partition(".")
+            if suffix == "log" and dot and len(stem) == 20 and stem.isdigit():
+                numbers.append(int(stem))
+        return numbers
+
+    def header(self, segment: int) -> SegmentHeader:
+        """The verified header of a segment; its errors name the file."""
+        name = segment_name(segment)
+        try:
+            header = decode_segment_header(self._storage.read_file(name, SEGMENT_HEADER_SIZE))
+        except CorruptionError as error:
+            raise type(error)(f"{name}: {error.message}", object=name, offset=0) from error
+        if header.segment != segment or header.basin_id != self._basin_id:
+            raise CorruptionError(f"{name} belongs elsewhere", object=name, offset=0)
+        return header
+
+    def watermark(self) -> Watermark | None:
+        """What `log/lock` says now, if it can be trusted."""
+        try:
+            if self._lock is not None:
+                return decode_watermark(self._lock.read())
+            return decode_watermark(self._storage.read_file(LOCK_NAME, WATERMARK_SIZE))
+        except (ObjectMissing, TruncatedStratum):
+            return None
+
+    def current_watermark(self) -> Watermark | None:
+        """The watermark, if it is of this boot: then it is where the log ends."""
+        mark = self.watermark()
+        return mark if mark is not None and mark.boot_id == self._boot_id else None
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def follow(self, cursor: Cursor, *, names_from: Position = 0) -> Iterator[Entry]:
+        """The records behind `cursor`, oldest first; one watermark read if there are none.
+
+        Raises `CorruptionError` for rot, naming segment and offset. Records up to `names_from` are of no interest to
+        the caller and are skipped without decrypting them.
+        """
+        mark = self.current_watermark()
+        if mark is not None and (mark.segment, mark.offset) == (cursor.segment, cursor.offset):
+            return
+        numbers = [number for number in self.segments() if number >= cursor.segment]
+        if not numbers and mark is None and cursor == START:
+            return
+        last = mark.segment if mark is not None else (numbers[-1] if numbers else 0)
+        segment = cursor.segment or (numbers[0] if numbers else 1)
+        while segment <= last:
+            if segment not in numbers:
+                raise CorruptionError(
+                    f"{segment_name(segment)} is missing; restore it from a copy", object=segment_name(segment), offset=0
+                )
+            header = self.header(segment)
+            if segment != cursor.segment:
+                if header.first_position > cursor.position + 1:
+                    raise CorruptionError(
+                        f"{segment_name(segment)} starts at position {header.first_position}, "
+                        f"but the log before it ends at {cursor.position}",
+                        object=segment_name(segment),
+                        offset=0,
+                    )
+                cursor = Cursor(segment, SEGMENT_HEADER_SIZE, header.first_position - 1)
+            end = self._end_of(segment, last, numbers, mark)
+            for entry in self._frames(cursor, end, names_from):
+                cursor = entry.end
+                if entry.position > names_from:
+                    yield entry
+            segment += 1
+
+    def _end_of(self, segment: int, last: int, numbers: list[int], mark: Watermark | None) -> int | None:
+        """Byte at which `segment` ends; None means: to be found by scanning."""
+        if mark is not None and segment == mark.segment:
+            return mark.offset
+        if segment < last:
+            return self.header(segment + 1).previous_end if segment + 1 in numbers else None
+        return None
+
+    def _frames(self, cursor: Cursor, end: int | None, names_from: Position) -> Iterator[Entry]:
+        """The records of one segment from `cursor` to `end`."""
+        name = segment_name(cursor.segment)
+        file = self._storage.open(name)
+        try:
+            size = file.size()
+            if end is not None and size < end:
+                raise TruncatedStratum(
+                    f"{name} has {size} bytes, but {end} were acknowledged; restore it from a copy",
+                    object=name,
+                    offset=size,
+                )
+            stop = size if end is None else end
+            data = file.read(cursor.offset, stop - cursor.offset) if stop > cursor.offset else b""
+        finally:
+            file.close()
+        at, position = 0, cursor.position
+        while at < len(data):
+            try:
+                header = decode_frame_header(data, at)
+                frame = data[at : at + header.size]
+                if header.magic != RECORD_MAGIC or header.position != position + 1:
+                    raise CorruptionError(f"record {header.position} stands where {position + 1} belongs")
+                if header.position <= names_from and len(frame) == header.size:
+                    record = _SKIPPED
+                else:
+                    record = decode_record(self._cipher.open(frame)[1])
+            except CorruptionError as error:
+                if end is None and self._is_torn(cursor.segment, cursor.offset + at, data, at, position):
+                    return
+                raise type(error)(
+                    f"{name} at byte {cursor.offset + at}: {error.message}; run `basin check`",
+                    object=name,
+                    offset=cursor.offset + at,
+                ) from error
+            at += header.size
+            position += 1
+            yield Entry(
+                position, record, chain_hash(frame), Cursor(cursor.segment, cursor.offset + at, position), header.size
+            )
+
+    def _is_torn(self, segment: int, offset: int, data: bytes, at: int, position: Position) -> bool:
+        """Whether the bad bytes at `offset` are a write that power loss cut short: nothing behind them ever counted."""
+        mark = self.watermark()
+        if mark is not None and not mark.unsynced and (mark.segment, mark.offset) > (segment, offset):
+            return False
+        for found, size in find_frames(data, at):
+            try:
+                header, payload = self._cipher.open(data[found : found + size])
+                decode_record(payload)
+            except CorruptionError:
+                continue
+            if header.position > position and not header.flags & FRAME_FLAG_UNSYNCED:
+                return False
+        return True
+
+    def cursor_before(self, position: Position) -> Cursor:
+        """A cursor at a segment start from which following reaches every record behind `position`."""
+        best: Cursor | None = None
+        for segment in reversed(self.segments()):
+            header = self.header(segment)
+            best = Cursor(segment, SEGMENT_HEADER_SIZE, header.first_position - 1)
+            if header.first_position <= position + 1:
+                return best
+        if best is None:
+            return START
+        raise CorruptionError(f"the log behind position {position} is missing", object=LOG_FOLDER, offset=0)
+
+    # --- appending ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the log's lock: nobody else appends meanwhile. Raises `StorageUnavailable` after the time limit."""
+        if self._lock_held:
+            yield
+            return
+        if self._lock is None:
+            self._lock = self._storage.lock(LOCK_NAME)
+        self._lock.acquire(self._timeout_s)
+        self._lock_held = True
+        try:
+            yield
+        finally:
+            self._lock_held = False
+            self._lock.release()
+
+    def append(self, cursor: Cursor, frame: bytes, previous_hash: bytes, *, sync: bool = True) -> Cursor | None:
+        """Append one frame behind `cursor`, durably; None if the log does not end there (follow it, then try again).
+
+        Only inside `exclusive`. After any error nothing is acknowledged, and the segment is not appended to again.
+        """
+        if not self._lock_held or self._lock is None:
+            raise ReadOnly("the log is appended to only while its lock is held")
+        mark = self.current_watermark()
+        if mark is not None and (mark.segment, mark.offset) != (cursor.segment, cursor.offset):
+            return None
+        try:
+            file = self._open_segment(cursor, previous_hash, continues=mark is not None)
+            start = file.offset
+            file.append(frame)
+            if sync:
+                file.sync()
+        except BaseException:
+            self._drop_appender()
+            raise
+        end = Cursor(self._appender_segment, start + len(frame), cursor.position + 1)
+        mark = Watermark(self._boot_id, end.segment, end.offset, end.position, not sync)
+        self._lock.write(encode_watermark(mark))
+        return end
+
+    def _open_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> AppendFile:
+        """The file whose end is `cursor`, or a new segment that cuts the old one there.
+
+        Whether a new one is needed depends on the watermark and on file sizes alone, which only grow: an appender that
+        dies right after creating a segment has decided what the next one decides too.
+        """
+        while True:
+            fits = continues and SEGMENT_HEADER_SIZE <= cursor.offset < SEGMENT_SIZE
+            if fits and self._size(cursor.segment) == cursor.offset:
+                if self._appender is None or self._appender_segment != cursor.segment:
+                    self._drop_appender()
+                    self._appender = self._storage.append_to(segment_name(cursor.segment), cursor.offset)
+                    self._appender_segment = cursor.segment
+                return self._appender
+            self._drop_appender()
+            following = cursor.segment + 1
+            if following not in self.segments():
+                return self._new_segment(cursor, previous_hash, continues=continues)
+            header = self.header(following)
+            if header.previous_end != cursor.offset or header.first_position != cursor.position + 1:
+                name = segment_name(following)
+                raise CorruptionError(f"{name} does not continue the log where it ends", object=name, offset=0)
+            cursor = Cursor(following, SEGMENT_HEADER_SIZE, cursor.position)
+
+    def _size(self, segment: int) -> int:
+        """Length of a segment file now: somebody may have died while appending."""
+        if self._reader is None or self._reader_segment != segment:
+            self._close_reader()
+            self._reader = self._storage.open(segment_name(segment))
+            self._reader_segment = segment
+        return self._reader.size()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+
+    def _new_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> AppendFile:
+        """Create the next segment, durably, and open it for appending."""
+        if not continues and cursor.segment:
+            self._sync_old(cursor.segment)
+        segment = cursor.segment + 1
+        name = segment_name(segment)
+        header = SegmentHeader(self._basin_id, segment, cursor.position + 1, previous_hash, cursor.offset)
+        self._storage.put_if_absent(name, encode_segment_header(header))
+        self._appender = self._storage.append_to(name, SEGMENT_HEADER_SIZE)
+        self._appender_segment = segment
+        return self._appender
+
+    def _sync_old(self, segment: int) -> None:
+        """Without a watermark, what was scanned may not have been synced by whoever wrote it."""
+        name = segment_name(segment)
+        reader = self._storage.open(name)
+        try:
+            size = reader.size()
+        finally:
+            reader.close()
+        file = self._storage.append_to(name, size)
+        try:
+            file.sync()
+        finally:
+            file.close()
+
+    def _drop_appender(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+        self._appender = None
+        self._close_reader()
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def remove_through(self, position: Position, keep: int) -> int:
+        """Delete the segments all of whose records are at or below `position`; never segment `keep`. Returns how many."""
+        removed = 0
+        numbers = self.segments()
+        for segment, following in zip(numbers, numbers[1:], strict=False):
+            if segment >= keep or self.header(following).first_position - 1 > position:
+                break
+            self._storage.delete(segment_name(segment))
+            removed += 1
+        return removed
+
+    def position_within(self, size_max: int) -> Position:
+        """The lowest position whose record and all later ones fit into `size_max` bytes, by whole segments."""
+        total = 0
+        for segment in reversed(self.segments()):
+            file = self._storage.open(segment_name(segment))
+            total += file.size()
+            file.close()
+            if total > size_max:
+                return self.header(segment + 1).first_position if self._is_there(segment + 1) else 0
+        return 0
+
+    def _is_there(self, segment: int) -> bool:
+        return self._storage.exists(segment_name(segment))
+
+    def stored_size(self) -> int:
+        """Bytes of all segments. One open per segment."""
+        total = 0
+        for segment in self.segments():
+            with contextlib.suppress(ObjectMissing):
+                file = self._storage.open(segment_name(segment))
+                total += file.size()
+                file.close()
+        return total
+
+    def close(self) -> None:
+        """Release files and lock."""
+        with contextlib.suppress(BasinError):
+            self._drop_appender()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+_SKIPPED: Final = Record(0, 0, bytes(32), 0)

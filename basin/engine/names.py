@@ -1,0 +1,380 @@
+"""Reading names: sorted runs on disk, and the merge of everything that may hold a name.
+
+Three kinds of sources lie over one another: pending changes (not logged), memtables (logged, not flushed), and runs. A
+look-up asks the newest first; a scan merges them block by block.
+
+Invariants: of each name the newest row at or below the asked version counts, unless a newer range deletion covers it;
+a scan's cost is that of the blocks it touches. Readers take a `Tables` once and need no lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Final, NamedTuple, TypeAlias
+
+from basin.engine.memtable import Memtable, Row
+from basin.engine.reader import StratumReader, StratumReaders
+from basin.errors import CorruptionError
+from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, StratumKind
+from basin.format.names import Block, NamesDirectory, decode_block, decode_directory
+from basin.format.record import NameRun
+
+_MEMTABLE_CHUNK: Final = 512
+_KEY_AT: Final = 12
+
+Range: TypeAlias = tuple[bytes, bytes, int]
+"""A range deletion: (start, stop, version)."""
+
+
+class BlockCache:
+    """Decoded blocks, the least recently added dropped first, at most `size_max` bytes. Safe for threads."""
+
+    def __init__(self, size_max: int) -> None:
+        self._blocks: OrderedDict[tuple[bytes, int], Block] = OrderedDict()
+        self._size = 0
+        self._size_max = size_max
+        self._mutex = threading.Lock()
+
+    def get(self, run: bytes, number: int) -> Block | None:
+        """The block, if it is here."""
+        return self._blocks.get((run, number))
+
+    def put(self, run: bytes, number: int, block: Block) -> None:
+        """Remember a block."""
+        with self._mutex:
+            if (run, number) in self._blocks:
+                return
+            self._blocks[run, number] = block
+            self._size += block.memory_size
+            while self._size > self._size_max and len(self._blocks) > 1:
+                _, dropped = self._blocks.popitem(last=False)
+                self._size -= dropped.memory_size
+
+
+class RunReader:
+    """One sorted run of names."""
+
+    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCache) -> None:
+        """Read the run's directory: one read."""
+        self.run = run
+        self._reader = reader
+        self._cache = cache
+        self.directory: NamesDirectory = decode_directory(self._content(run.directory_offset, run.directory_length))
+        version = run.version
+        self.ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self.directory.ranges]
+
+    def _content(self, offset: int, length: int) -> bytes:
+        grain = self._reader.read_raw(offset, length)
+        if len(grain) < GRAIN_HEADER_SIZE:
+            raise CorruptionError(f"{self._reader.name}: a block is cut short", object=self._reader.name, offset=offset)
+        return self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])[1].content
+
+    def block(self, number: int, *, keep: bool = True) -> Block:
+        """A decoded block; one read and one decryption unless cached."""
+        block = self._cache.get(self.run.id, number)
+        if block is None:
+            offset, length = self.directory.offsets[number], self.directory.lengths[number]
+            try:
+                block = decode_block(self._content(offset, length))
+            except CorruptionError as error:
+                if error.fields:
+                    raise
+                name = self._reader.name
+                raise CorruptionError(f"{name} at byte {offset}: {error.message}", object=name, offset=offset) from error
+            if self.run.version:
+                block.version, block.versions = self.run.version, None
+            if keep:
+                self._cache.put(self.run.id, number, block)
+        return block
+
+    def find(self, name: bytes, version_max: int) -> Row | None:
+        """The newest row of `name` at or below `version_max`."""
+        directory = self.directory
+        if not directory.may_contain(name):
+            return None
+        number = directory.block_for(name)
+        if number < 0:
+            return None
+        block = self.block(number)
+        at = bisect_left(block.names, name)
+        while at < len(block.names) and block.names[at] == name:
+            entry = block.entry(at)
+            if entry.version <= version_max:
+                return (entry.version, entry.kind, entry.value, entry.expiry_ms, None)
+            at += 1
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Everything logged that may hold a name. Replaced as a whole, never changed in place (the first memtable grows).
+
+    `memtables` are newest first; `runs` by their newest version, newest first.
+    """
+
+    memtables: tuple[Memtable, ...]
+    runs: tuple[RunReader, ...]
+
+    def ranges(self, version_max: int) -> list[Range]:
+        """All range deletions at or below `version_max`."""
+        found = [entry for table in self.memtables for entry in table.ranges if entry[2] <= version_max]
+        for run in self.runs:
+            if run.ranges:
+                found += [entry for entry in run.ranges if entry[2] <= version_max]
+        return found
+
+
+def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
+    """Newest first, as `Tables` wants them."""
+    return tuple(sorted(runs, key=lambda run: run.run.version_max, reverse=True))
+
+
+def open_run(run: NameRun, readers: StratumReaders, cache: BlockCache) -> RunReader:
+    """Open a run that the state lists."""
+    return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+
+
+def find_row(overlays: Sequence[Memtable], tables: Tables, name: bytes, version_max: int) -> Row | None:
+    """The row of `name` that counts (perhaps a deletion, perhaps expired), or None. `overlays`: newest first."""
+    for overlay in overlays:
+        row = overlay.rows.get(name)
+        if row is not None:
+            return row
+        for start, stop, version in overlay.ranges:
+            if start <= name < stop:
+                return (version, ENTRY_DELETE, b"", 0, None)
+    best = None
+    for table in tables.memtables:
+        best = table.find(name, version_max)
+        if best is not None:
+            break
+    for run in tables.runs:
+        if best is not None and best[0] >= run.run.version_max:
+            break
+        if run.run.version_min <= version_max:
+            row = run.find(name, version_max)
+            if row is not None and (best is None or row[0] > best[0]):
+                best = row
+    if best is None:
+        return None
+    for start, stop, version in tables.ranges(version_max):
+        if start <= name < stop and version > best[0]:
+            return (version, ENTRY_DELETE, b"", 0, None)
+    return best
+
+
+def newer_than(tables: Tables, start: bytes, stop: bytes, version: int) -> bool:
+    """Whether anything in [start, stop) has a row or a range deletion newer than `version`."""
+    if any(low < stop and start < high and at > version for low, high, at in tables.ranges((1 << 64) - 1)):
+        return True
+    for table in tables.memtables:
+        if table.version_max > version:
+            names = table.names(start, stop, 1 << 62, reverse=False)
+            if any(table.rows[name][0] > version for name in names):
+                return True
+    for run in tables.runs:
+        if run.run.version_max > version:
+            chunks = _run_chunks(run, start, stop, (1 << 64) - 1, reverse=False)
+            if any(row[0] > version for chunk in chunks for row in chunk.as_rows()):
+                return True
+    return False
+
+
+# --- scanning ---------------------------------------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """Ascending names of one source. `rows` is None when all are inline puts that never expire: see `values`."""
+
+    names: list[bytes]
+    rows: list[Row] | None
+    values: list[bytes]
+    version: int
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """A stretch of it."""
+        if start == 0 and stop == len(self.names):
+            return self
+        rows = None if self.rows is None else self.rows[start:stop]
+        return Chunk(self.names[start:stop], rows, self.values[start:stop], self.version)
+
+    def as_rows(self) -> Iterator[Row]:
+        """Its rows, made where they were left out."""
+        if self.rows is not None:
+            return iter(self.rows)
+        return zip(repeat(self.version), repeat(ENTRY_INLINE), self.values, repeat(0), repeat(None), strict=False)
+
+
+class Found(NamedTuple):
+    """Visible names in scan order. `references` are the places in `values` that hold content keys."""
+
+    names: list[bytes]
+    values: list[bytes]
+    references: list[int]
+
+
+def scan(
+    overlays: Sequence[Memtable],
+    tables: Tables,
+    start: bytes,
+    stop: bytes,
+    *,
+    version_max: int,
+    now_ms: int,
+    reverse: bool = False,
+) -> Iterator[Found]:
+    """The visible names in [start, stop), in chunks: ascending, or descending from the end."""
+    sources = [_memtable_chunks(table, start, stop, 1 << 64, reverse=reverse) for table in overlays if table.rows]
+    sources += [_memtable_chunks(table, start, stop, version_max, reverse=reverse) for table in tables.memtables]
+    sources += [
+        _run_chunks(run, start, stop, version_max, reverse=reverse)
+        for run in tables.runs
+        if run.run.version_min <= version_max
+    ]
+    ranges = [entry for table in overlays for entry in table.ranges] + tables.ranges(version_max)
+    ranges = [entry for entry in ranges if entry[0] < stop and start < entry[1]]
+    for chunk in _merge(sources, reverse=reverse):
+        found = _visible(chunk, ranges, now_ms)
+        if reverse:
+            found = _reversed(found)
+        if found.names:
+            yield found
+
+
+def _visible(chunk: Chunk, ranges: list[Range], now_ms: int) -> Found:
+    """Drop deletions and expired rows, and what a newer range deletion covers."""
+    if chunk.rows is None and not ranges:
+        return Found(chunk.names, chunk.values, [])
+    names, values, references = [], [], []
+    for name, (version, kind, value, expiry_ms, _) in zip(chunk.names, chunk.as_rows(), strict=True):
+        if kind == ENTRY_DELETE or (expiry_ms and expiry_ms <= now_ms):
+            continue
+        if ranges and any(start <= name < stop and version < at for start, stop, at in ranges):
+            continue
+        if kind == ENTRY_REFERENCE:
+            references.append(len(names))
+        names.append(name)
+        values.append(value)
+    return Found(names, values, references)
+
+
+def _reversed(found: Found) -> Found:
+    last = len(found.names) - 1
+    return Found(found.names[::-1], found.values[::-1], [last - at for at in reversed(found.references)])
+
+
+def _merge(sources: list[Iterator[Chunk]], *, reverse: bool) -> Iterator[Chunk]:
+    """Merge chunks of several sources; of equal names the newest row stays.
+
+    Each round takes from every source what lies before the nearest end of a chunk, so that all work is done on slices.
+    """
+    waiting: list[tuple[Chunk, Iterator[Chunk]]] = []
+    for source in sources:
+        _refill(waiting, source)
+    while len(waiting) > 1:
+        taken = []
+        if reverse:
+            pivot = max(chunk.names[0] for chunk, _ in waiting)
+        else:
+            pivot = min(chunk.names[-1] for chunk, _ in waiting)
+        rest, waiting = waiting, []
+        for chunk, source in rest:
+            size = len(chunk.names)
+            if reverse:
+                cut = bisect_left(chunk.names, pivot)
+                part, left = chunk.part(cut, size), chunk.part(0, cut)
+            else:
+                cut = bisect_right(chunk.names, pivot)
+                part, left = chunk.part(0, cut), chunk.part(cut, size)
+            if part.names:
+                taken.append(part)
+            if left.names:
+                waiting.append((left, source))
+            else:
+                _refill(waiting, source)
+        yield taken[0] if len(taken) == 1 else _merged(taken)
+    if waiting:
+        chunk, source = waiting[0]
+        yield chunk
+        yield from source
+
+
+def _refill(waiting: list[tuple[Chunk, Iterator[Chunk]]], source: Iterator[Chunk]) -> None:
+    chunk = next(source, None)
+    if chunk is not None:
+        waiting.append((chunk, source))
+
+
+def _merged(chunks: list[Chunk]) -> Chunk:
+    """Rows of several chunks as one, the newest row of each name."""
+    newest: dict[bytes, Row] = {}
+    get = newest.get
+    for chunk in chunks:
+        for name, row in zip(chunk.names, chunk.as_rows(), strict=False):
+            other = get(name)
+            if other is None or other[0] < row[0]:
+                newest[name] = row
+    names = sorted(newest)
+    return Chunk(names, [newest[name] for name in names], [], 0)
+
+
+def _memtable_chunks(
+    table: Memtable, start: bytes, stop: bytes, version_max: int, *, reverse: bool
+) -> Iterator[Chunk]:
+    """Chunks of a memtable; names that come while we scan are newer than `version_max` and are skipped."""
+    size = 16  # The first chunk is small: many scans want a few names only.
+    while True:
+        names = table.names(start, stop, size, reverse=reverse)
+        if not names:
+            return
+        if reverse:
+            stop = names[-1]
+            names.reverse()
+        else:
+            start = names[-1] + b"\0"
+        kept, rows = [], []
+        for name in names:
+            row = table.find(name, version_max)
+            if row is not None:
+                kept.append(name)
+                rows.append(row)
+        if kept:
+            yield Chunk(kept, rows, [], 0)
+        size = _MEMTABLE_CHUNK
+
+
+def _run_chunks(run: RunReader, start: bytes, stop: bytes, version_max: int, *, reverse: bool) -> Iterator[Chunk]:
+    directory = run.directory
+    first = max(0, bisect_right(directory.firsts, start) - 1)
+    last = bisect_left(directory.firsts, stop)
+    numbers = range(last - 1, first - 1, -1) if reverse else range(first, last)
+    for number in numbers:
+        block = run.block(number)
+        names = block.names
+        begin = bisect_left(names, start) if names[0] < start else 0
+        end = bisect_left(names, stop) if names[-1] >= stop else len(names)
+        if begin < end:
+            chunk = _block_chunk(block, begin, end, version_max)
+            if chunk.names:
+                yield chunk
+
+
+def _block_chunk(block: Block, begin: int, end: int, version_max: int) -> Chunk:
+    """The newest rows of a stretch of a block at or below `version_max`."""
+    if block.kinds is None and block.versions is None and block.expiries is None:
+        if block.version > version_max:
+            return Chunk([], [], [], 0)
+        return Chunk(block.names[begin:end], None, block.values[begin:end], block.version)
+    names: list[bytes] = []
+    rows: list[Row] = []
+    for at in range(begin, end):
+        entry = block.entry(at)
+        if entry.version <= version_max and not (names and names[-1] == entry.name):
+            names.append(entry.name)
+            rows.append((entry.version, entry.kind, entry.value, entry.expiry_ms, None))
+    return Chunk(names, rows, [], 0)

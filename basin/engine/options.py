@@ -1,0 +1,122 @@
+"""Options: those stored with a basin when it is created, and those of one handle.
+
+Frozen; validated once, here. `basin.open` turns unknown names into `InvalidArgument`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from basin.errors import InvalidArgument
+from basin.format.layout import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Sizes are bytes, times are seconds. All but the first three may differ from handle to handle.
+
+    Stored at creation:
+
+    - `inline_max`: values up to this size live in the name's own entry; larger ones are content of their own, so equal
+      ones are stored once. 512: below it, a second look-up costs more than the copy.
+    - `part_max`: content up to this size is one grain, above it a list of parts. 4 MiB bounds what one read must hold.
+    - `part_size`: size of the parts (the last may be smaller).
+
+    Of this handle:
+
+    - `sync`: when `commit()` returns: `"commit"` after the record is durable; `"interval"` at once, durable within
+      `sync_interval_s`; `"never"` after the record is written: a power cut may lose recent commits, a kill does not.
+    - `sync_interval_s`: within this time, changes outside batches are committed by a timer.
+    - `refresh_interval_s`: reads see other writers' commits at most this much later. 0 looks before every read.
+    - `compression_level`: zstd; 1 is the knee of the curve for mixed data.
+    - `memtable_size`: names in memory before they are written as a sorted run.
+    - `stratum_size`: a stratum ends here (or at 2^17 grains).
+    - `history_s`, `history_size`: old versions and the log are kept this long, as long as the log is no larger.
+    - `lock_timeout_s`: how long to wait for another writer's lock.
+    - `cache_size`: decoded blocks of names, and index pages, each.
+    - `open_files_max`: strata kept open for reading.
+    - `reserve_size`: disk space held back, so that deletions can be recorded on a full disk.
+    - `threads`: workers that compress and encrypt in `put_many`, `get_many` and large streams; 0: one a core.
+    """
+
+    inline_max: int = 512
+    part_max: int = 4 * MIB
+    part_size: int = MIB
+    sync: Literal["commit", "interval", "never"] = "commit"
+    sync_interval_s: float = 0.1
+    refresh_interval_s: float = 1.0
+    compression_level: int = 1
+    memtable_size: int = 16 * MIB
+    stratum_size: int = 64 * MIB
+    history_s: float = 3600.0
+    history_size: int = 256 * MIB
+    lock_timeout_s: float = 30.0
+    cache_size: int = 16 * MIB
+    open_files_max: int = 256
+    reserve_size: int = 4 * MIB
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidArgument` on a value of the wrong type or range."""
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if entry.name == "sync":
+                if value not in ("commit", "interval", "never"):
+                    raise InvalidArgument(f"sync is 'commit', 'interval' or 'never', not {value!r}", option="sync")
+                continue
+            kinds = (int, float) if entry.name.endswith("_s") else (int,)
+            lowest, highest = _RANGES[entry.name]
+            if type(value) not in kinds or not lowest <= value <= highest:
+                raise InvalidArgument(
+                    f"{entry.name} is a number from {lowest} to {highest}, not {value!r}", option=entry.name
+                )
+        if self.part_size > self.part_max:
+            raise InvalidArgument("part_size is at most part_max", option="part_size")
+
+    def stored(self) -> dict[str, Any]:
+        """What goes into `basin.json`."""
+        return {name: getattr(self, name) for name in STORED}
+
+    @property
+    def worker_count(self) -> int:
+        """Number of worker threads."""
+        return self.threads or min(8, os.cpu_count() or 1)
+
+
+STORED: Final = ("inline_max", "part_max", "part_size")
+_DAY_S: Final = 86_400.0
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "inline_max": (0, 65_536),
+    "part_max": (64, 64 * MIB),
+    "part_size": (64, 64 * MIB),
+    "sync_interval_s": (0.001, 3600.0),
+    "refresh_interval_s": (0.0, _DAY_S),
+    "compression_level": (-7, 19),
+    "memtable_size": (1024, 1 << 40),
+    "stratum_size": (4096, 1 << 31),
+    "history_s": (0.0, 36_500 * _DAY_S),
+    "history_size": (0, 1 << 50),
+    "lock_timeout_s": (0.0, _DAY_S),
+    "cache_size": (1 << 16, 1 << 40),
+    "open_files_max": (4, 1 << 20),
+    "reserve_size": (0, 1 << 30),
+    "threads": (0, 256),
+}
+
+
+def make_options(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Options:
+    """Defaults, overlaid by what the basin stores, overlaid by what the caller gives.
+
+    Raises `InvalidArgument` on an unknown option, and on a stored option that differs from the basin's.
+    """
+    known = {entry.name for entry in dataclasses.fields(Options)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise InvalidArgument(f"unknown option {unknown[0]!r}; basin.Options lists all", option=unknown[0])
+    for name, value in (stored or {}).items():
+        if name in given and given[name] != value:
+            raise InvalidArgument(f"{name} was fixed at {value} when the basin was created", option=name)
+    return Options(**{**{name: value for name, value in (stored or {}).items() if name in STORED}, **given})

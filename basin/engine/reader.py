@@ -1,0 +1,251 @@
+"""`StratumReader`: reads single grains of one stratum; `StratumReaders` keeps the open ones.
+
+Invariants: nothing is returned that did not pass its checksum, its header's key and, where encrypted, its seal; errors
+name the file and the offset. Safe for threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import xxhash
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from basin.engine.keyring import Keyring
+from basin.engine.writer import stratum_name
+from basin.errors import (
+    AuthenticationFailed,
+    BasinError,
+    ChecksumMismatch,
+    CorruptionError,
+    TruncatedStratum,
+)
+from basin.format.grain import associated_data, verify_grain
+from basin.format.index import IndexDirectory
+from basin.format.layout import (
+    GRAIN_HEADER,
+    GRAIN_HEADER_SIZE,
+    PROFILE_ENCRYPTED,
+    STRATUM_FOOTER_SIZE,
+    STRATUM_HEADER_SIZE,
+    Kind,
+)
+from basin.format.payload import Payload, decode_payload
+from basin.format.stratum import StratumFooter, StratumHeader, decode_footer, decode_header
+from basin.storage.protocol import ReadFile, Storage
+from basin.terms import StratumId
+
+_KEY_AT: Final = 12
+_NONCE_TAIL: Final = bytes(4)
+_contexts = threading.local()
+
+
+def decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's decompressor: contexts are expensive to make and not safe to share."""
+    try:
+        return _contexts.decompressor  # type: ignore[no-any-return]  # threading.local has no types
+    except AttributeError:
+        _contexts.decompressor = zstandard.ZstdDecompressor()
+        return _contexts.decompressor  # type: ignore[no-any-return]  # threading.local has no types
+
+
+class StratumReader:
+    """An open stratum, its header verified and its keys derived."""
+
+    def __init__(self, storage: Storage, keyring: Keyring, kind: int, identity: StratumId) -> None:
+        """Open the file; raise `ObjectMissing`, or a `CorruptionError` that names it."""
+        self.id = identity
+        self.name = stratum_name(kind, identity)
+        self._file: ReadFile = storage.open(self.name)
+        try:
+            self.header = self._read_header(keyring, kind)
+        except BaseException:
+            self._file.close()
+            raise
+        self.keys = keyring.stratum_keys(self.header.generation, self.header.key_material, identity, kind)
+        if self.keys.commitment != self.header.commitment:
+            raise AuthenticationFailed(f"{self.name}: not written under this basin's key", object=self.name, offset=0)
+        self._aead = AESGCM(self.keys.cipher_key) if self.keys.cipher_key else None
+        self._read = self._file.read
+
+    def _read_header(self, keyring: Keyring, kind: int) -> StratumHeader:
+        try:
+            header = decode_header(self._file.read(0, STRATUM_HEADER_SIZE))
+        except CorruptionError as error:
+            raise self._named(error, 0) from error
+        encrypted = keyring.profile == "encrypted"
+        if (
+            header.basin_id != keyring.basin_id
+            or header.stratum_id != self.id
+            or header.kind != kind
+            or (header.profile == PROFILE_ENCRYPTED) != encrypted
+        ):
+            raise CorruptionError(f"{self.name} holds another stratum than its name says", object=self.name, offset=0)
+        return header
+
+    def _named(self, error: CorruptionError, offset: int) -> CorruptionError:
+        """The same error, naming file and place and what to do."""
+        return type(error)(
+            f"{self.name} at byte {offset}: {error.message}; run `basin check`", object=self.name, offset=offset
+        )
+
+    def size(self) -> int:
+        """Length of the file now."""
+        return self._file.size()
+
+    def read_raw(self, offset: int, size: int) -> bytes:
+        """Bytes as stored, unverified."""
+        try:
+            return self._read(offset, size)
+        except TruncatedStratum as error:
+            raise self._named(error, offset) from error
+
+    def read_grain(self, offset: int, length: int, key: bytes) -> tuple[int, Payload]:
+        """(kind, payload) of the grain at `offset`, which must have the grain key `key`.
+
+        Cost: one read, one XXH32, one AES-GCM, and a decompression where it was compressed. In an open basin the caller
+        compares the content key, because a checksum alone does not detect malice.
+        """
+        try:
+            return self._decode(self._read(offset, length), offset, key)
+        except CorruptionError as error:
+            raise self._named(error, offset) from error
+
+    def decode_grain(self, grain: bytes, offset: int, key: bytes) -> tuple[int, Payload]:
+        """`read_grain` for bytes that are in hand."""
+        try:
+            return self._decode(grain, offset, key)
+        except CorruptionError as error:
+            raise self._named(error, offset) from error
+
+    def _decode(self, grain: bytes, offset: int, key: bytes) -> tuple[int, Payload]:
+        header = verify_grain(grain)
+        if header.key != key:
+            raise CorruptionError("another grain stands where the index points")
+        data = grain[GRAIN_HEADER_SIZE:]
+        if self._aead is not None:
+            nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
+            try:
+                data = self._aead.decrypt(nonce, data, associated_data(self.id, offset, grain[4:GRAIN_HEADER_SIZE]))
+            except InvalidTag:
+                raise AuthenticationFailed("a grain does not authenticate: it was changed or moved") from None
+        return header.kind, decode_payload(header.codec, header.flags, data, decompressor())
+
+    def read_content(self, offset: int, length: int, key: bytes) -> bytes | None:
+        """The content of a plain stored BLOB grain, or None if `read_grain` must look closer.
+
+        The hot path of `get`: the checks of `read_grain`, flat. Raises like it.
+        """
+        grain = self._read(offset, length)
+        checksum, size, kind, codec, flags, stored_key = GRAIN_HEADER.unpack_from(grain)
+        if kind != Kind.BLOB or flags or stored_key != key or size + 4 != length:
+            return None
+        if xxhash.xxh32_intdigest(memoryview(grain)[4:]) != checksum:
+            return None
+        data = grain[GRAIN_HEADER_SIZE:]
+        if self._aead is not None:
+            nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
+            try:
+                data = self._aead.decrypt(nonce, data, associated_data(self.id, offset, grain[4:GRAIN_HEADER_SIZE]))
+            except InvalidTag:
+                return None
+        if codec == 0:
+            return data
+        try:
+            return decode_payload(codec, 0, data, decompressor()).content
+        except BasinError:
+            return None
+
+    def unseal(self, grain: bytes, offset: int) -> bytes:
+        """The compressed payload of one intact grain, decrypted: what a rewrite seals again elsewhere."""
+        data = grain[GRAIN_HEADER_SIZE:]
+        if self._aead is None:
+            return data
+        nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
+        try:
+            return self._aead.decrypt(nonce, data, associated_data(self.id, offset, grain[4:GRAIN_HEADER_SIZE]))
+        except InvalidTag:
+            raise self.damage(offset, "a grain does not authenticate: it was changed or moved") from None
+
+    def damage(self, offset: int, reason: str) -> CorruptionError:
+        """An error that names this file."""
+        return self._named(CorruptionError(reason), offset)
+
+    def grains_end(self, length: int, *, finished: bool) -> int:
+        """Where the grains of the valid `length` bytes end: before the footer, if there is one."""
+        return length - STRATUM_FOOTER_SIZE if finished else length
+
+    def footer(self) -> StratumFooter:
+        """The verified footer of a finished stratum."""
+        size = self.size()
+        try:
+            if size < STRATUM_HEADER_SIZE + STRATUM_FOOTER_SIZE:
+                raise TruncatedStratum("the file is shorter than a header and a footer")
+            return decode_footer(self._read(size - STRATUM_FOOTER_SIZE, STRATUM_FOOTER_SIZE), size)
+        except CorruptionError as error:
+            raise self._named(error, size) from error
+
+    def directory(self) -> IndexDirectory:
+        """The stratum's own grain index. Two reads."""
+        footer = self.footer()
+        return self.directory_at(footer.index_offset, footer.index_length)
+
+    def directory_at(self, offset: int, length: int) -> IndexDirectory:
+        """The grain index whose directory grain lies at `offset`."""
+        grain = self.read_raw(offset, length)
+        try:
+            kind, payload = self._decode(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
+            if kind != Kind.INDEX_DIRECTORY or blake3(payload.content).digest() != grain[_KEY_AT:GRAIN_HEADER_SIZE]:
+                raise ChecksumMismatch("the footer does not point to a grain index")
+            return IndexDirectory(payload.content, self.keys.tag_key, self.id)
+        except CorruptionError as error:
+            raise self._named(error, offset) from error
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+
+class StratumReaders:
+    """The open strata of one handle, at most `open_max` of them: the oldest opened is closed first."""
+
+    def __init__(self, storage: Storage, keyring: Keyring, open_max: int) -> None:
+        self._storage = storage
+        self._keyring = keyring
+        self._open_max = open_max
+        self._readers: dict[StratumId, StratumReader] = {}
+        self._mutex = threading.Lock()
+
+    def opened(self, identity: StratumId) -> StratumReader | None:
+        """The reader, if it is open already."""
+        return self._readers.get(identity)
+
+    def get(self, kind: int, identity: StratumId) -> StratumReader:
+        """The reader of a stratum, opened if need be."""
+        reader = self._readers.get(identity)
+        if reader is not None:
+            return reader
+        opened = StratumReader(self._storage, self._keyring, kind, identity)
+        with self._mutex:
+            reader = self._readers.setdefault(identity, opened)
+            while len(self._readers) > self._open_max:
+                # Dropped, not closed: another thread may be reading. The file closes with its last user.
+                self._readers.pop(next(iter(self._readers)))
+        return reader
+
+    def forget(self, identity: StratumId) -> None:
+        """Drop a stratum that the log removed."""
+        with self._mutex:
+            self._readers.pop(identity, None)
+
+    def close(self) -> None:
+        """Close all."""
+        with self._mutex:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+

@@ -1,0 +1,199 @@
+"""What a new session does about sessions that died: revoke them, keep what they committed, sweep the rest.
+
+Invariants:
+
+- A session is dead only if nobody holds its lock; its lock is taken before its begin record can be read.
+- One record revokes a session, cuts its active strata where the log vouches for them, indexes them, and adopts what it
+  had finished but not logged. A damaged stratum stays as it is: `check` names it.
+- A file is deleted only if no record names it and its session has ended; of files that name no session, only while no
+  other session lives. The folders are listed first, then the log is read, then it is decided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+
+from basin.engine.compaction import write_index_run
+from basin.engine.state import ACTIVE, CUT, EMPTY_HASH, FINISHED, Stratum
+from basin.errors import BasinError, CorruptionError, ObjectMissing, StorageUnavailable
+from basin.format.grain import decode_header as decode_grain_header
+from basin.format.index import Entries, IndexEntry, entries_of
+from basin.format.layout import (
+    GRAIN_HEADER_SIZE,
+    STRATUM_FOLDERS,
+    STRATUM_FOOTER_SIZE,
+    STRATUM_HEADER_SIZE,
+    Kind,
+    StratumKind,
+)
+from basin.format.record import IndexRun, Record, StratumAdded
+from basin.format.scan import Damage, scan_grains
+from basin.format.stratum import StratumHeader, decode_footer, decode_header
+from basin.storage.protocol import TEMPORARY_FOLDER
+from basin.terms import Position, StratumId
+
+if TYPE_CHECKING:
+    from basin.engine.core import Core
+
+SESSION_FOLDER: Final = "session"
+_HASH_CHUNK: Final = 4 << 20
+
+
+def recover(core: Core) -> None:
+    """Revoke dead sessions and sweep what they left. Under the commit mutex, with a session of our own."""
+    dead = [session for session in core.state.sessions if session != core.session and is_dead(core, session)]
+    for session in dead:
+        with contextlib.suppress(CorruptionError, ObjectMissing):
+            revoke(core, session)
+    if dead:
+        sweep(core)
+
+
+def is_dead(core: Core, session: Position) -> bool:
+    """Whether nobody holds the session's lock."""
+    name = f"{session:020d}"
+    if name not in core.storage.list(SESSION_FOLDER):
+        return True
+    lock = core.storage.lock(f"{SESSION_FOLDER}/{name}")
+    try:
+        lock.acquire(0)
+    except StorageUnavailable:
+        return False
+    finally:
+        lock.close()
+    return True
+
+
+def revoke(core: Core, session: Position) -> None:
+    """End a dead session: one record that keeps all it committed, and adopts what it had finished."""
+    strata: list[StratumAdded] = []
+    runs: list[IndexRun] = []
+    for known in core.state.strata.values():
+        if known.added.session == session and known.added.status == ACTIVE:
+            cut, entries = cut_stratum(core, known)
+            strata.append(cut)
+            if len(entries):
+                run, added = write_index_run(core, [cut.id], len(entries), [entries])
+                runs.append(run)
+                strata.append(added)
+    strata += _unlogged_strata(core, session)
+    core.append(
+        lambda state: Record(
+            0, 0, EMPTY_HASH, 0, sessions_revoked=[session], strata_added=strata, index_runs_added=runs
+        )
+        if session in state.sessions
+        else None
+    )
+
+
+def cut_stratum(core: Core, known: Stratum) -> tuple[StratumAdded, Entries]:
+    """An unfinished stratum as valid up to its logged length, and the index entries of its grains."""
+    added = known.added
+    reader = core.readers.get(added.kind, added.id)
+    data = memoryview(reader.read_raw(0, added.length))
+    rows = []
+    for found in scan_grains(data, STRATUM_HEADER_SIZE, added.length):
+        if isinstance(found, Damage):
+            raise reader.damage(found.offset, found.reason)
+        header = found.header
+        if header.kind not in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
+            rows.append(IndexEntry(header.key, found.offset, header.stored_size, 0, header.kind, header.flags))
+    return added._replace(status=CUT, grain_count=len(rows), hash=blake3(data).digest()), entries_of(rows)
+
+
+def _files(core: Core) -> Iterator[tuple[StratumKind, StratumId]]:
+    """The strata that lie in the folders."""
+    for kind, folder in STRATUM_FOLDERS.items():
+        for name in core.storage.list(folder):
+            with contextlib.suppress(ValueError):
+                identity = bytes.fromhex(name)
+                if len(identity) == 16:
+                    yield kind, StratumId(identity)
+
+
+def _header_of(core: Core, kind: StratumKind, identity: StratumId) -> StratumHeader | None:
+    """The header of a file, if it has one that is whole and its own."""
+    name = f"{STRATUM_FOLDERS[kind]}/{identity}"
+    try:
+        header = decode_header(core.storage.read_file(name, STRATUM_HEADER_SIZE))
+    except BasinError:
+        return None
+    return header if header.stratum_id == identity and header.basin_id == core.keyring.basin_id else None
+
+
+def _unlogged_strata(core: Core, session: Position) -> Iterator[StratumAdded]:
+    """Strata of contents that a dead session had finished, and no record names: whole, and made durable now."""
+    for kind, identity in list(_files(core)):
+        if identity in core.state.strata or kind == StratumKind.INDEX:
+            continue
+        header = _header_of(core, kind, identity)
+        if header is None or header.session != session:
+            continue
+        with contextlib.suppress(BasinError):
+            added = _adoptable(core, kind, header)
+            if added is not None:
+                yield added
+
+
+def _adoptable(core: Core, kind: StratumKind, header: StratumHeader) -> StratumAdded | None:
+    """How a record describes a finished stratum, after hashing all of it; None if it holds names."""
+    reader = core.readers.get(kind, header.stratum_id)
+    size = reader.size()
+    footer = decode_footer(reader.read_raw(size - STRATUM_FOOTER_SIZE, STRATUM_FOOTER_SIZE), size)
+    first = decode_grain_header(reader.read_raw(STRATUM_HEADER_SIZE, GRAIN_HEADER_SIZE))
+    if first.kind in (Kind.NAMES_BLOCK, Kind.NAMES_DIRECTORY):
+        return None
+    hasher = blake3()
+    for offset in range(0, footer.length, _HASH_CHUNK):
+        hasher.update(reader.read_raw(offset, min(_HASH_CHUNK, footer.length - offset)))
+    if hasher.digest() != footer.hash:
+        return None
+    hasher.update(reader.read_raw(footer.length, STRATUM_FOOTER_SIZE))
+    file = core.storage.append_to(reader.name, size)
+    try:
+        file.sync()
+    finally:
+        file.close()
+    core.storage.sync_folder(STRATUM_FOLDERS[kind])
+    return StratumAdded(
+        header.stratum_id, kind, FINISHED, size, footer.grain_count, hasher.digest(), header.generation, header.session
+    )
+
+
+def sweep(core: Core) -> int:
+    """Delete files of ended sessions that no record names. Returns how many."""
+    removed = 0
+    with core.log.exclusive():
+        files = list(_files(core))
+        core.catch_up()
+        state = core.state
+        alone = set(state.sessions) <= {core.session} and not core.tickets
+        for kind, identity in files:
+            if identity in state.strata or core.owns(identity):
+                continue
+            header = _header_of(core, kind, identity)
+            ended = header is not None and header.session <= state.position and header.session not in state.sessions
+            if ended or (header is None and alone):
+                core.delete_stratum(kind, identity)
+                removed += 1
+        removed += _sweep_sessions(core)
+        if alone:
+            for name in core.storage.list(TEMPORARY_FOLDER):
+                core.storage.delete(f"{TEMPORARY_FOLDER}/{name}")
+                removed += 1
+    return removed
+
+
+def _sweep_sessions(core: Core) -> int:
+    """Delete the lock files of sessions that have ended."""
+    removed = 0
+    for name in core.storage.list(SESSION_FOLDER):
+        if name.isdigit() and int(name) not in core.state.sessions and int(name) <= core.state.position:
+            core.storage.delete(f"{SESSION_FOLDER}/{name}")
+            removed += 1
+    return removed
+

@@ -1,0 +1,161 @@
+"""Writing sorted runs of names: from a memtable, from one large batch, from other runs.
+
+Invariants: all versions of a name stand in one block; a run is durable before a record names it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import xxhash
+import zstandard
+from blake3 import blake3
+
+from basin.engine.memtable import Memtable, versions_of
+from basin.engine.state import FINISHED
+from basin.engine.writer import StratumWriter
+from basin.format.layout import NAMES_BLOCK_SIZE, Kind, StratumKind
+from basin.format.names import encode_columns, encode_directory, filter_of_digests
+from basin.format.payload import compress
+from basin.format.record import NameRun, StratumAdded
+from basin.terms import Location
+
+if TYPE_CHECKING:
+    from basin.engine.core import Core
+
+_NAMES_PER_FILTER_WORD: Final = 6
+_ENTRY_OVERHEAD: Final = 8
+"""Bytes of lengths in a block, per entry: version and kind are usually left out."""
+
+
+class Columns(NamedTuple):
+    """Sorted entries: names ascending, versions of one name descending."""
+
+    names: Sequence[bytes]
+    versions: Sequence[int]
+    kinds: Sequence[int]
+    values: Sequence[bytes]
+    expiries: Sequence[int]
+
+
+class RunBuilder:
+    """Writes sorted entries as blocks into a META stratum, and then their directory."""
+
+    def __init__(self, writer: StratumWriter, core: Core) -> None:
+        self._writer = writer
+        self._map = core.keyring.grain_keys
+        self._compressor = zstandard.ZstdCompressor(level=core.options.compression_level)
+        self._firsts: list[bytes] = []
+        self._offsets: list[int] = []
+        self._lengths: list[int] = []
+        self._last = b""
+        self._digests = array("Q")
+        self._version_min, self._version_max = (1 << 64) - 1, 0
+        self.entries = 0
+
+    def add(self, columns: Columns) -> None:
+        """Append entries that follow all those before. A name's versions must not be split between two calls."""
+        names = columns.names
+        if not names:
+            return
+        sizes = map(len, names), map(len, columns.values)
+        ends = list(accumulate(map(lambda name, value: name + value + _ENTRY_OVERHEAD, *sizes)))
+        start, reached = 0, 0
+        while start < len(names):
+            stop = max(start + 1, bisect_right(ends, reached + NAMES_BLOCK_SIZE))
+            while stop < len(names) and names[stop] == names[stop - 1]:
+                stop += 1
+            self._add_block(Columns(*[column[start:stop] for column in columns]))
+            start, reached = stop, ends[stop - 1]
+        self._digests.extend(map(xxhash.xxh3_64_intdigest, names))
+        self._version_min = min(self._version_min, min(columns.versions))
+        self._version_max = max(self._version_max, max(columns.versions))
+        self._last = names[-1]
+        self.entries += len(names)
+
+    def _add_block(self, columns: Columns) -> None:
+        location = self._append(Kind.NAMES_BLOCK, encode_columns(*columns))
+        self._firsts.append(columns.names[0])
+        self._offsets.append(location.offset)
+        self._lengths.append(location.length)
+
+    def _append(self, kind: Kind, payload: bytes) -> Location:
+        codec, data = compress(payload, self._compressor)
+        return self._writer.append(kind, self._map.grain_key(blake3(payload).digest()), codec, 0, data)
+
+    def finish(self, ranges: list[tuple[bytes, bytes, int]], *, after: int, through: int) -> tuple[NameRun, StratumAdded]:
+        """Write directory, index and footer, durably; returns how a record describes run and stratum."""
+        words = max(1, self.entries // _NAMES_PER_FILTER_WORD)
+        digests = np.frombuffer(self._digests, dtype=np.uint64) if self._digests else np.zeros(0, dtype=np.uint64)
+        versions = [version for _, _, version in ranges]
+        payload = encode_directory(
+            entries=self.entries,
+            firsts=self._firsts,
+            last=self._last,
+            offsets=self._offsets,
+            lengths=self._lengths,
+            ranges=ranges,
+            filter_bytes=filter_of_digests(digests, words),
+        )
+        location = self._append(Kind.NAMES_DIRECTORY, payload)
+        self._writer.finish()
+        added = self._writer.describe(FINISHED)
+        run = NameRun(
+            self._writer.id,
+            after,
+            through,
+            0,
+            min([self._version_min, *versions]),
+            max([self._version_max, *versions]),
+            self.entries,
+            added.length,
+            location.offset,
+            location.length,
+        )
+        return run, added
+
+
+def memtable_columns(table: Memtable) -> Columns:
+    """All versions of all names of a memtable, sorted."""
+    names = table.sorted_names()
+    rows = [table.rows[name] for name in names]
+    if any([row[4] is not None for row in rows]):
+        chains = [versions_of(row) for row in rows]
+        names = [name for name, chain in zip(names, chains, strict=True) for _ in chain]
+        rows = [row for chain in chains for row in chain]
+    if not rows:
+        return Columns([], [], [], [], [])
+    versions, kinds, values, expiries, _ = zip(*rows, strict=True)
+    return Columns(names, versions, kinds, values, expiries)
+
+
+def write_run(
+    core: Core,
+    parts: Iterable[Columns],
+    ranges: list[tuple[bytes, bytes, int]],
+    *,
+    after: int,
+    through: int,
+) -> tuple[NameRun, StratumAdded]:
+    """A whole run in a stratum of its own, durable, not yet in the log."""
+    writer = core.new_stratum(StratumKind.META)
+    try:
+        builder = RunBuilder(writer, core)
+        for columns in parts:
+            builder.add(columns)
+        return builder.finish(ranges, after=after, through=through)
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def write_batch_run(core: Core, names: Memtable) -> tuple[NameRun, StratumAdded]:
+    """The single changes of one large batch; versions are given by the record that adopts the run."""
+    columns = memtable_columns(names)
+    unset = Columns(columns.names, [0] * len(columns.names), columns.kinds, columns.values, columns.expiries)
+    return write_run(core, [unset], [], after=0, through=0)

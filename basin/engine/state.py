@@ -1,0 +1,344 @@
+"""The state of a basin at one log position, and the rules by which a record changes it.
+
+`apply(state, record)` is pure: it returns the next state or raises `Conflict`. `fold` is what everybody who follows the
+log uses: a stored record that breaks a rule is void, and all skip it by this same test.
+
+Rules (each found necessary by an explicit-state model; numbers as in the design):
+
+1. A record follows the hash of the one before, and its session is live and counts on from its last sequence number.
+2. A stored record that breaks a rule is void.
+3. (Read sets are the appender's business; they are not stored.)
+4. A condemn is refused if a listed stratum was relied on after its mark; a kill unless all are still condemned by it.
+5. Reviving one stratum of a condemn revives all of it.
+6. Every stratum relied on is live, or condemned and revived by the same record.
+7. A flushed run of names covers (flushed, through]; any other start is refused.
+8. The history floor only rises, never above a pin; pins below it are refused.
+9. Expiry moves forward only, and stays an hour behind the record's clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from basin.errors import Conflict, CorruptionError
+from basin.format.layout import VERSION_BATCH_BITS
+from basin.format.record import (
+    IndexRun,
+    NameRun,
+    Record,
+    StratumAdded,
+    index_run,
+    name_run,
+    stratum_added,
+    stratum_id,
+)
+from basin.terms import Head, Position, StratumId
+
+ACTIVE: Final = 1
+FINISHED: Final = 2
+CUT: Final = 3
+"""A stratum of a dead session: valid up to its length, without a footer of its own."""
+
+EXPIRY_LAG_MS: Final = 3_600_000
+_MARK_EVERY_MS: Final = 10_000
+EMPTY_HASH: Final = bytes(32)
+
+
+def first_version(position: Position) -> int:
+    """The version of the first batch of the record at `position`."""
+    return position << VERSION_BATCH_BITS
+
+
+def last_version(position: Position) -> int:
+    """The highest version visible at `position`."""
+    return (position + 1 << VERSION_BATCH_BITS) - 1
+
+
+class Stratum(NamedTuple):
+    """A stratum in the state: how the log describes it, the last position that relied on it, and its condemn (0: live)."""
+
+    added: StratumAdded
+    relied: Position
+    condemned: Position
+
+
+class Mark(NamedTuple):
+    """When a position was written, for deciding what is old."""
+
+    position: Position
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the log says at `position`, but for the names themselves. Never changed in place."""
+
+    position: Position = 0
+    hash: bytes = EMPTY_HASH
+    time_ms: int = 0
+    sessions: dict[int, int] = field(default_factory=dict)
+    """Live sessions and the last sequence number of each."""
+    strata: dict[StratumId, Stratum] = field(default_factory=dict)
+    condemns: dict[Position, list[StratumId]] = field(default_factory=dict)
+    name_runs: tuple[NameRun, ...] = ()
+    index_runs: tuple[IndexRun, ...] = ()
+    flushed: Position = 0
+    floor: Position = 0
+    expire_through_ms: int = 0
+    pins: dict[bytes, Position] = field(default_factory=dict)
+    slots: dict[str, bytes] = field(default_factory=dict)
+    generation: int = 0
+    damaged: frozenset[bytes] = frozenset()
+    marks: tuple[Mark, ...] = ()
+    voids: tuple[Position, ...] = ()
+
+    @property
+    def head(self) -> Head:
+        """Position and record hash."""
+        return Head(self.position, self.hash)
+
+
+def fold(state: State, record: Record, record_hash: bytes) -> tuple[State, bool]:
+    """The state after a *stored* record, and whether the record counts (False: void)."""
+    try:
+        return apply(state, record, record_hash), True
+    except Conflict:
+        position = state.position + 1
+        voids = (*state.voids, position)
+        return dataclasses.replace(state, position=position, hash=record_hash, voids=voids), False
+
+
+def apply(state: State, record: Record, record_hash: bytes) -> State:
+    """The next state, or `Conflict` with the rule that the record breaks."""
+    if record.previous != state.hash:
+        raise Conflict("the record follows another one than the last", rule=1)
+    position = state.position + 1
+    changed: dict[str, Any] = {"position": position, "hash": record_hash, "time_ms": record.time_ms}
+    changed["sessions"] = _apply_session(state, record, position)
+    if _touches_strata(record):
+        changed["strata"], changed["condemns"] = _apply_strata(state, record, position)
+    if record.name_runs_added or record.name_runs_removed:
+        changed["name_runs"], changed["flushed"] = _apply_name_runs(state, record, position)
+    if record.index_runs_added or record.index_runs_removed:
+        changed["index_runs"] = _apply_index_runs(state, record)
+    if record.floor or record.pins_added or record.pins_removed:
+        changed["floor"], changed["pins"] = _apply_floor(state, record)
+    if record.expire_through_ms:
+        if not state.expire_through_ms <= record.expire_through_ms <= record.time_ms - EXPIRY_LAG_MS:
+            raise Conflict("expiry moves forward only, an hour behind the clock", rule=9)
+        changed["expire_through_ms"] = record.expire_through_ms
+    if record.slots_added or record.slots_removed or record.generation:
+        changed["slots"], changed["generation"] = _apply_slots(state, record)
+    if record.damaged:
+        changed["damaged"] = state.damaged | frozenset(record.damaged)
+    if not state.marks or record.time_ms - state.marks[-1].time_ms >= _MARK_EVERY_MS:
+        kept = tuple(mark for mark in state.marks if mark.position >= state.floor)
+        changed["marks"] = (*kept, Mark(position, record.time_ms))
+    return dataclasses.replace(state, **changed)
+
+
+def _apply_session(state: State, record: Record, position: Position) -> dict[int, int]:
+    sessions = dict(state.sessions)
+    if record.session_begun:
+        if record.session or record.sequence != 1:
+            raise Conflict("a session begins with sequence 1", rule=1)
+        sessions[position] = 1
+    else:
+        last = sessions.get(record.session)
+        if last is None:
+            raise Conflict(f"session {record.session} has ended or was revoked", rule=1, session=record.session)
+        if record.sequence != last + 1:
+            raise Conflict(f"session {record.session} counts on from {last}", rule=1, session=record.session)
+        sessions[record.session] = record.sequence
+    for ended in (*record.sessions_ended, *record.sessions_revoked):
+        if sessions.pop(ended, None) is None:
+            raise Conflict(f"session {ended} has ended already", rule=1, session=ended)
+    return sessions
+
+
+def _touches_strata(record: Record) -> bool:
+    return bool(
+        record.strata_added
+        or record.strata_removed
+        or record.relied
+        or record.condemned
+        or record.revived
+        or record.killed
+    )
+
+
+def _apply_strata(
+    state: State, record: Record, position: Position
+) -> tuple[dict[StratumId, Stratum], dict[Position, list[StratumId]]]:
+    strata, condemns = dict(state.strata), dict(state.condemns)
+    for revived in record.revived:
+        _revive(strata, condemns, revived)
+    for relied in record.relied:
+        known = strata.get(relied)
+        if known is None or known.condemned:
+            raise Conflict(f"stratum {relied} is gone or condemned", rule=6, stratum=relied)
+        strata[relied] = known._replace(relied=position)
+    for removed in record.strata_removed:
+        known = strata.pop(removed, None)
+        if known is None or known.condemned:
+            raise Conflict(f"stratum {removed} is no longer live", rule=4, stratum=removed)
+    for added in record.strata_added:
+        _add_stratum(strata, added, record, position)
+    for mark, listed in record.condemned:
+        for identity in listed:
+            known = strata.get(identity)
+            if known is None or known.condemned or known.relied > mark or known.added.status == ACTIVE:
+                raise Conflict(f"stratum {identity} was relied on after {mark}", rule=4, stratum=identity)
+            strata[identity] = known._replace(condemned=position)
+        condemns[position] = list(listed)
+    for condemn, listed in record.killed:
+        if sorted(condemns.get(condemn, ())) != sorted(listed) or not listed:
+            raise Conflict(f"condemn {condemn} no longer stands", rule=4)
+        for identity in listed:
+            del strata[identity]
+        del condemns[condemn]
+    return strata, condemns
+
+
+def _revive(strata: dict[StratumId, Stratum], condemns: dict[Position, list[StratumId]], revived: StratumId) -> None:
+    """Rule 5: all of the condemn comes back."""
+    known = strata.get(revived)
+    if known is None:
+        raise Conflict(f"stratum {revived} is gone", rule=5, stratum=revived)
+    for identity in condemns.pop(known.condemned, ()):
+        strata[identity] = strata[identity]._replace(condemned=0)
+
+
+def _add_stratum(
+    strata: dict[StratumId, Stratum], added: StratumAdded, record: Record, position: Position
+) -> None:
+    """A new stratum, or the next length or status of an active one."""
+    known = strata.get(added.id)
+    owners = {record.session, *record.sessions_revoked, *record.sessions_ended}
+    if record.session_begun:
+        owners.add(position)
+    if added.session not in owners:
+        raise Conflict(f"stratum {added.id} belongs to session {added.session}", rule=1, stratum=added.id)
+    if known is not None:
+        before = known.added
+        if before.status != ACTIVE or before.session != added.session or added.length < before.length:
+            raise Conflict(f"stratum {added.id} was finished before", rule=1, stratum=added.id)
+    strata[added.id] = Stratum(added, position, 0)
+
+
+def _apply_name_runs(state: State, record: Record, position: Position) -> tuple[tuple[NameRun, ...], Position]:
+    runs = {run.id: run for run in state.name_runs}
+    flushed = state.flushed
+    adopted = {batch.run: index for index, batch in enumerate(record.batches) if batch.run}
+    for removed in record.name_runs_removed:
+        if runs.pop(StratumId(removed), None) is None:
+            raise Conflict(f"run of names {removed} is gone", rule=7, run=removed)
+    for run in record.name_runs_added:
+        if run.id in adopted:
+            version = first_version(position) + adopted[run.id]
+            run = run._replace(
+                after=position, through=position, version=version, version_min=version, version_max=version
+            )
+        elif not record.name_runs_removed:
+            if run.after != flushed or not flushed <= run.through <= state.position:
+                raise Conflict(f"names are flushed up to {flushed}, not {run.after}", rule=7)
+            flushed = run.through
+        runs[run.id] = run
+    return tuple(sorted(runs.values(), key=lambda run: (run.through, run.after))), flushed
+
+
+def _apply_index_runs(state: State, record: Record) -> tuple[IndexRun, ...]:
+    runs = {run.id: run for run in state.index_runs}
+    for removed in record.index_runs_removed:
+        if runs.pop(StratumId(removed), None) is None:
+            raise Conflict(f"index run {removed} is gone", rule=7, run=removed)
+    for run in record.index_runs_added:
+        runs[run.id] = run
+    return tuple(runs.values())
+
+
+def _apply_floor(state: State, record: Record) -> tuple[Position, dict[bytes, Position]]:
+    pins, floor = dict(state.pins), state.floor
+    for identity in record.pins_removed:
+        pins.pop(identity, None)
+    for identity, pinned in record.pins_added:
+        if pinned < floor:
+            raise Conflict(f"position {pinned} is below the history floor {floor}", rule=8)
+        pins[identity] = pinned
+    if record.floor:
+        lowest = min(pins.values(), default=state.position)
+        if not floor <= record.floor <= min(lowest, state.position):
+            raise Conflict(f"the history floor cannot move from {floor} to {record.floor}", rule=8)
+        floor = record.floor
+    return floor, pins
+
+
+def _apply_slots(state: State, record: Record) -> tuple[dict[str, bytes], int]:
+    slots = {**state.slots, **{slot.id: slot.public_key for slot in record.slots_added}}
+    for identity in record.slots_removed:
+        if slots.pop(identity, None) is None:
+            raise Conflict(f"key slot {identity} is gone", rule=1, slot=identity)
+    if state.slots and not slots:
+        raise Conflict("the last key slot stays", rule=1)
+    generation = record.generation or state.generation
+    if record.generation and record.generation <= state.generation:
+        raise Conflict(f"key generation {generation} does not follow {state.generation}", rule=1)
+    return slots, generation
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def state_to_map(state: State) -> dict[str, Any]:
+    """The state as MessagePack can hold it; `state_from_map` reads it."""
+    return {
+        "position": state.position,
+        "hash": state.hash,
+        "time_ms": state.time_ms,
+        "sessions": list(state.sessions.items()),
+        "strata": [list(known) for known in state.strata.values()],
+        "condemns": list(state.condemns.items()),
+        "name_runs": state.name_runs,
+        "index_runs": state.index_runs,
+        "flushed": state.flushed,
+        "floor": state.floor,
+        "expire_through_ms": state.expire_through_ms,
+        "pins": list(state.pins.items()),
+        "slots": list(state.slots.items()),
+        "generation": state.generation,
+        "damaged": sorted(state.damaged),
+        "marks": state.marks,
+        "voids": state.voids,
+    }
+
+
+def state_from_map(fields: dict[str, Any]) -> State:
+    """Undo `state_to_map`; raise `CorruptionError` on anything else. Unknown fields are skipped."""
+    try:
+        strata = {}
+        for added, relied, condemned in fields["strata"]:
+            described = stratum_added(added)
+            strata[described.id] = Stratum(described, int(relied), int(condemned))
+        return State(
+            position=int(fields["position"]),
+            hash=bytes(fields["hash"]),
+            time_ms=int(fields["time_ms"]),
+            sessions={int(session): int(sequence) for session, sequence in fields["sessions"]},
+            strata=strata,
+            condemns={int(at): [stratum_id(one) for one in listed] for at, listed in fields["condemns"]},
+            name_runs=tuple(name_run(run) for run in fields["name_runs"]),
+            index_runs=tuple(index_run(run) for run in fields["index_runs"]),
+            flushed=int(fields["flushed"]),
+            floor=int(fields["floor"]),
+            expire_through_ms=int(fields["expire_through_ms"]),
+            pins={bytes(identity): int(pinned) for identity, pinned in fields["pins"]},
+            slots={str(identity): bytes(public) for identity, public in fields["slots"]},
+            generation=int(fields["generation"]),
+            damaged=frozenset(bytes(key) for key in fields["damaged"]),
+            marks=tuple(Mark(int(position), int(time_ms)) for position, time_ms in fields["marks"]),
+            voids=tuple(int(position) for position in fields["voids"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptionError("a checkpoint is malformed") from error

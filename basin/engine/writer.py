@@ -1,0 +1,293 @@
+"""`StratumWriter`: appends grains to one new stratum, and finishes it with its index and footer.
+
+Invariants:
+
+- A stratum is written once, front to back, by one writer. After any failed write or sync it is abandoned: an offset is
+  never written twice, because the offset is the nonce.
+- What `append` returned can be read once `flush` has run, and is durable once `sync` has; the folder is synced with the
+  first `sync`.
+- The index in memory holds every grain of the stratum, so that finishing reads nothing back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import xxhash
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from basin.engine.keyring import Keyring
+from basin.errors import StorageError
+from basin.format.crypto import TAG_SIZE, StratumKeys
+from basin.format.grain import associated_data, encode_body
+from basin.format.index import ENTRY, Entries, IndexBuilder, IndexDirectory, sort_entries
+from basin.format.layout import (
+    CODEC_STORED,
+    FORMAT_VERSION,
+    GRAIN_HEADER_SIZE,
+    MIB,
+    PROFILE_ENCRYPTED,
+    PROFILE_OPEN,
+    STRATUM_FOLDERS,
+    STRATUM_GRAINS_MAX,
+    Kind,
+    StratumKind,
+)
+from basin.format.stratum import StratumFooter, StratumHeader, encode_footer, encode_header
+from basin.format.record import StratumAdded
+from basin.storage.protocol import AppendFile, Storage
+from basin.terms import Location, StratumId
+
+_BUFFER_SIZE: Final = MIB
+"""Bytes gathered before a write: large enough that a system call costs nothing a grain, small enough to stay cached."""
+_OFFSET_BITS: Final = 32
+_LENGTH_MASK: Final = (1 << _OFFSET_BITS) - 1
+_PREFIX: Final = struct.Struct("<H16s")
+_PLACED_BODY: Final = struct.Struct("<QIBBH32s")
+_NONCE_TAIL: Final = bytes(4)
+
+
+def stratum_name(kind: int, identity: StratumId) -> str:
+    """Path of a stratum: its folder says its kind."""
+    return f"{STRATUM_FOLDERS[StratumKind(kind)]}/{identity.hex()}"
+
+
+class StratumWriter:
+    """One active stratum. Not safe for threads: its owner holds a lock."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyring: Keyring,
+        kind: StratumKind,
+        *,
+        session: int,
+        identity: StratumId,
+        key_material: bytes,
+    ) -> None:
+        """Create the file and its header. `identity` and the 32 random bytes `key_material` were never used before."""
+        self.kind = kind
+        self.id = identity
+        self.session = session
+        self.generation = keyring.generation
+        self.name = stratum_name(kind, identity)
+        keys = keyring.stratum_keys(self.generation, key_material, identity, kind)
+        self._keys: StratumKeys = keys
+        self._aead = AESGCM(keys.cipher_key) if keys.cipher_key else None
+        self._storage = storage
+        self._file: AppendFile = storage.create(self.name)
+        self._hasher = blake3()
+        self._parts: list[bytes] = []
+        self._parts_size = 0
+        self._flushed = 0
+        self._folder_synced = False
+        self.failed = False
+        self.synced_offset = 0
+        self.synced_count = 0
+        self.offset = 0
+        self.locations: dict[bytes, int] = {}
+        """Grain key to `offset << 32 | length` of its newest grain here."""
+        self._kinds: dict[int, tuple[int, int]] = {}
+        self._doubles: list[tuple[bytes, int]] = []
+        profile = PROFILE_OPEN if self._aead is None else PROFILE_ENCRYPTED
+        header = StratumHeader(
+            kind, profile, self.generation, keyring.basin_id, identity, session, key_material, keys.commitment
+        )
+        self._write(encode_header(header))
+
+    @property
+    def grain_count(self) -> int:
+        """Grains appended so far, index grains not counted."""
+        return len(self.locations) + len(self._doubles)
+
+    def is_full(self, size_max: int) -> bool:
+        """Whether the stratum should be finished."""
+        return self.offset >= size_max or self.grain_count >= STRATUM_GRAINS_MAX
+
+    def append(self, kind: int, key: bytes, codec: int, flags: int, data: bytes) -> Location:
+        """Seal and append one grain; `data` is its compressed payload. Cost: one AES-GCM, one XXH32."""
+        offset = self.offset
+        aead = self._aead
+        body = encode_body(kind, codec, flags, key, len(data) + (TAG_SIZE if aead is not None else 0))
+        if aead is not None:
+            nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
+            data = aead.encrypt(nonce, data, associated_data(self.id, offset, body))
+        grain = body + data
+        self._write(xxhash.xxh32_intdigest(grain).to_bytes(4, "little") + grain)
+        location = offset << _OFFSET_BITS | len(grain) + 4
+        if kind != Kind.BLOB or flags:
+            self._kinds[offset] = (kind, flags)
+        before = self.locations.get(key)
+        if before is not None:
+            self._doubles.append((key, before))
+        self.locations[key] = location
+        return Location(self.id, offset, len(grain) + 4)
+
+    def append_blobs(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
+        """Append many BLOB grains with keys that are new to this stratum.
+
+        The same as `append` in a loop, but flat: a 100-byte grain costs 3.5 µs here and 6 µs there, and this is the path
+        that a bulk load spends its time in.
+        """
+        aead = self._aead
+        encrypt = aead.encrypt if aead is not None else None
+        overhead = GRAIN_HEADER_SIZE - 4 + (TAG_SIZE if aead is not None else 0)
+        prefix = _PREFIX.pack(FORMAT_VERSION, self.id)
+        pack, digest = _PLACED_BODY.pack, xxhash.xxh32_intdigest
+        locations, parts, kind = self.locations, self._parts, int(Kind.BLOB)
+        offset, size_before = self.offset, self.offset
+        for key, codec, data in zip(keys, codecs, payloads, strict=True):
+            length = overhead + len(data)
+            placed = pack(offset, length, kind, codec, 0, key)
+            if encrypt is not None:
+                data = encrypt(placed[:8] + _NONCE_TAIL, data, prefix + placed)
+            grain = placed[8:] + data
+            parts.append(digest(grain).to_bytes(4, "little"))
+            parts.append(grain)
+            length += 4
+            locations[key] = offset << 32 | length
+            offset += length
+        self.offset = offset
+        self._parts_size += offset - size_before
+        if self._parts_size >= _BUFFER_SIZE:
+            self.flush()
+
+    def _write(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._parts_size += len(data)
+        self.offset += len(data)
+        if self._parts_size >= _BUFFER_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand everything appended to the operating system, so that readers can see it."""
+        if self.failed:
+            raise StorageError(f"{self.name} was abandoned after a failed write", object=self.name, operation="append")
+        if not self._parts:
+            return
+        data = b"".join(self._parts)
+        self.failed = True  # Until the write has returned: an interrupt in the middle leaves the file half written.
+        self._file.append(data)
+        self._hasher.update(data)
+        self.failed = False
+        self._parts.clear()
+        self._parts_size = 0
+        self._flushed += len(data)
+
+    @property
+    def flushed_offset(self) -> int:
+        """Grains before this offset can be read from the file."""
+        return self._flushed
+
+    def sync(self) -> None:
+        """Make everything appended durable, with the directory entry."""
+        if self.synced_offset == self.offset and not self.failed:
+            return
+        self.flush()
+        self.failed = True
+        self._file.sync()
+        if not self._folder_synced:
+            self._storage.sync_folder(STRATUM_FOLDERS[self.kind])
+            self._folder_synced = True
+        self.failed = False
+        self.synced_offset = self.offset
+        self.synced_count = self.grain_count
+
+    def describe(self, status: int) -> StratumAdded:
+        """The stratum as a record adds or extends it; `hash` is of everything up to the durable length."""
+        return StratumAdded(
+            self.id,
+            self.kind,
+            status,
+            self.synced_offset,
+            self.synced_count,
+            self._hasher.digest(),
+            self.generation,
+            self.session,
+        )
+
+    def read_back(self, offset: int, length: int) -> bytes | None:
+        """A grain's bytes while they are still buffered, else None (read the file)."""
+        if offset < self._flushed:
+            return None
+        return b"".join(self._parts)[offset - self._flushed : offset - self._flushed + length]
+
+    def entries(self) -> Entries:
+        """All grains as sorted index entries of stratum number 0."""
+        count = self.grain_count
+        keys = b"".join(self.locations) + b"".join([key for key, _ in self._doubles])
+        places = np.fromiter(
+            (*self.locations.values(), *(place for _, place in self._doubles)), dtype=np.uint64, count=count
+        )
+        entries = np.zeros(count, dtype=ENTRY)
+        joined = np.frombuffer(keys, dtype=np.dtype([("prefix", ">u8"), ("rest", "V24")]))
+        entries["prefix"], entries["rest"] = joined["prefix"], joined["rest"]
+        entries["offset"] = places >> np.uint64(_OFFSET_BITS)
+        entries["length"] = places & np.uint64(_LENGTH_MASK)
+        entries["kind"] = int(Kind.BLOB)
+        if self._kinds:
+            for row, place in enumerate(places.tolist()):
+                special = self._kinds.get(place >> _OFFSET_BITS)
+                if special is not None:
+                    entries["kind"][row], entries["flags"][row] = special
+        return sort_entries(entries)
+
+    def finish(self) -> IndexDirectory:
+        """Write index and footer, sync, and close. Returns the index as a reader would decode it."""
+        count = self.grain_count
+        builder = IndexBuilder([self.id], count, self._keys.tag_key, self.id)
+        payload, location = append_index(self, builder, [self.entries()] if count else [])
+        self.finish_with(location)
+        return IndexDirectory(payload, self._keys.tag_key, self.id)
+
+    def finish_with(self, directory: Location) -> None:
+        """Write a footer that points to an index directory appended before; sync, and close."""
+        self.flush()
+        footer = StratumFooter(
+            directory.offset, directory.length, self.grain_count, self.offset, self._hasher.digest()
+        )
+        self._write(encode_footer(footer))
+        self.sync()
+        self.close()
+
+    def append_unsealed(self, kind: int, data: bytes) -> int:
+        """Append one grain in the clear (index pages, whose tags protect them); returns its offset."""
+        offset = self.offset
+        grain = encode_body(kind, CODEC_STORED, 0, bytes(32), len(data)) + data
+        self._write(xxhash.xxh32_intdigest(grain).to_bytes(4, "little") + grain)
+        return offset
+
+    @property
+    def tag_key(self) -> bytes:
+        """The key of the page tags of an index in this stratum."""
+        return self._keys.tag_key
+
+    def close(self) -> None:
+        """Release the file. What was not synced counts for nothing."""
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Give the stratum up after a failure; its file stays for the sweep."""
+        self.failed = True
+        with contextlib.suppress(StorageError):
+            self.close()
+
+
+def append_index(writer: StratumWriter, builder: IndexBuilder, batches: Iterable[Entries]) -> tuple[bytes, Location]:
+    """Append an index's pages and directory to `writer`; returns the directory's payload and place."""
+    first_offset = writer.offset
+    for entries in batches:
+        for pages in builder.feed(entries):
+            writer.append_unsealed(Kind.INDEX_PAGES, pages)
+    for pages in builder.finish(first_offset):
+        writer.append_unsealed(Kind.INDEX_PAGES, pages)
+    payload = builder.directory()
+    key = blake3(payload).digest()
+    location = writer.append(Kind.INDEX_DIRECTORY, key, CODEC_STORED, 0, payload)
+    del writer.locations[key]  # The directory is no entry of the index.
+    return payload, location
