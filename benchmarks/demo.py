@@ -43,7 +43,7 @@ KILL_DELAY_MAX_S: Final = 0.6
 KILLED_NAMES: Final = 40  # names in each batch of the process that gets killed
 KILLED_VALUE_SIZE: Final = 3000
 
-console = Console()
+console = Console(soft_wrap=True)
 
 
 class Differs(Exception):
@@ -285,9 +285,9 @@ def kill_writers(folder: str, key_file: Path, report: Report) -> None:
         require(survived <= tried, f"batch {survived} survived, but the last one tried was {tried}")
         in_flight += tried > acknowledged
         unacknowledged += survived > acknowledged
-        fate = "had landed, whole" if survived > acknowledged else "left no trace"
-        fate = f"; the commit in flight {fate}" if tried > acknowledged else ""
-        console.print(f"killed a writer: {acknowledged + 1} commits acknowledged, all there{fate}")
+        fate = "is there as a whole" if survived > acknowledged else "left no trace"
+        fate = f", the one in flight {fate}" if tried > acknowledged else ""
+        console.print(f"killed a writer: its {acknowledged - last} acknowledged commits are there{fate}")
         last = survived
     with basin.open(folder, mode="r", secret=basin.Secret.from_file(key_file)) as db:
         check(db)
