@@ -74,16 +74,17 @@ class Keyring:
 
     `generation` is the one that new strata and records use: after unlocking the newest that is sealed to the slot, then
     what `select_generation` was told, which is what the log says. `log_keys` maps each generation to its log key, and
-    is None in an open basin; the mapping is live, so whoever keeps it sees what `reload` adds.
+    is None in an open basin. Whoever asks for a generation that is not at hand makes the keyring look once whether it
+    was sealed to its slot since; so a handle follows the rotations of others while it reads their records.
     """
 
     __slots__ = (
-        "_id_key",
         "_log_keys",
         "_masters",
         "_problems",
         "_slot",
         "_slot_keys",
+        "_storage",
         "basin_id",
         "descriptor_hash",
         "generation",
@@ -99,24 +100,28 @@ class Keyring:
     grain_keys: GrainKeyMap
     log_keys: Mapping[int, bytes] | None
 
-    def __init__(self, basin_id: bytes, descriptor: bytes, slot: Slot | None, keys: SlotKeys | None) -> None:
-        """`descriptor` is the hash of `basin.json`. Use `unlock` or `open_profile`."""
+    def __init__(
+        self, basin_id: bytes, descriptor: bytes, unlocked: tuple[Storage, Slot, SlotKeys] | None = None
+    ) -> None:
+        """`descriptor` is the hash of `basin.json`. Use `unlock`, `create_basin_keys` or `open_profile`."""
         self.basin_id = basin_id
         self.descriptor_hash = descriptor
-        self.profile = "open" if keys is None else "encrypted"
         self.generation = 0
-        self.grain_keys = GrainKeyMap(None if keys is None else keys.id_key)
-        self._slot = slot
-        self._slot_keys = keys
         self._masters: dict[int, MasterKey] = {}
         self._problems: dict[int, BasinError] = {}
         self._log_keys: dict[int, bytes] = {}
-        self.log_keys = None if keys is None else MappingProxyType(self._log_keys)
+        self._storage: Storage | None
+        self._slot: Slot | None
+        self._slot_keys: SlotKeys | None
+        self._storage, self._slot, self._slot_keys = unlocked or (None, None, None)
+        self.profile = "open" if self._slot_keys is None else "encrypted"
+        self.grain_keys = GrainKeyMap(None if self._slot_keys is None else self._slot_keys.id_key)
+        self.log_keys = None if self._slot_keys is None else _LogKeys(self)
 
     @classmethod
     def open_profile(cls, *, basin_id: bytes, descriptor_hash: bytes) -> Keyring:
         """The keyring of an open basin: no cipher keys, and content keys as grain keys."""
-        return cls(basin_id, descriptor_hash, None, None)
+        return cls(basin_id, descriptor_hash)
 
     @property
     def slot(self) -> Slot | None:
@@ -136,15 +141,13 @@ class Keyring:
             self.master(generation)
         self.generation = generation
 
-    def reload(self, storage: Storage) -> None:
+    def reload(self) -> None:
         """Load generations that were sealed to this slot since. Costs one listing, and one read for each new one."""
-        if self._slot is None or self._slot_keys is None:
+        if self._storage is None or self._slot is None or self._slot_keys is None:
             return  # an open basin has no generations
-        folder = f"{KEYS_FOLDER}/{self._slot.slot_id}"
-        for name in storage.list(folder):
-            generation = parse_generation_name(name)
-            if generation is not None and generation not in self._masters:
-                self._load(storage, generation, self._slot, self._slot_keys)
+        for generation in _stored_generations(self._storage, self._slot.slot_id):
+            if generation not in self._masters:
+                self._load(self._storage, generation, self._slot, self._slot_keys)
 
     def _load(self, storage: Storage, generation: int, slot: Slot, keys: SlotKeys) -> None:
         """Open one generation. A problem is kept for whoever needs it: it concerns no other generation."""
@@ -167,10 +170,12 @@ class Keyring:
         return MappingProxyType(self._problems)
 
     def master(self, generation: int) -> bytes:
-        """The master key of a generation. Not for an open basin.
+        """The master key of a generation. Not for an open basin. Costs what `reload` costs if it is not at hand.
 
         Raises `WrongSecret` if it was never sealed to this slot, or what is wrong with its file.
         """
+        if generation not in self._masters:
+            self.reload()
         key = self._masters.get(generation)
         if key is not None:
             return key.secret
@@ -186,8 +191,11 @@ class Keyring:
 
     def log_key(self, generation: int) -> bytes:
         """The log key of a generation; raises what `master` raises."""
-        self.master(generation)
-        return self._log_keys[generation]
+        log_key = self._log_keys.get(generation)
+        if log_key is None:
+            self.master(generation)
+            log_key = self._log_keys[generation]
+        return log_key
 
     def stratum_keys(self, generation: int, key_material: bytes, stratum_id: bytes, kind: int) -> StratumKeys:
         """The keys of one stratum, from fields of its header; raises what `master` raises."""
@@ -223,6 +231,25 @@ class Keyring:
         raise TypeError("a keyring is not pickled: give the other process a ticket (db.ticket())")
 
 
+class _LogKeys(Mapping[int, bytes]):
+    """The log keys of a keyring by generation, as `FrameCipher` wants them; a missing one is looked for."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def __getitem__(self, generation: int) -> bytes:
+        try:
+            return self._keyring.log_key(generation)
+        except WrongSecret:
+            raise KeyError(generation) from None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keyring.generations())
+
+    def __len__(self) -> int:
+        return len(self._keyring.generations())
+
+
 # --- creating and unlocking -----------------------------------------------------------------------------------------
 
 
@@ -243,7 +270,7 @@ def create_basin_keys(
         return Keyring.open_profile(basin_id=descriptor.basin_id, descriptor_hash=digest)
     keys = SlotKeys(os.urandom(KEY_SIZE), os.urandom(KEY_SIZE))
     slot_bytes, slot = _wrap(keys, wanted, descriptor.basin_id, descriptor.created_ms, cost)
-    keyring = Keyring(descriptor.basin_id, digest, slot, keys)
+    keyring = Keyring(descriptor.basin_id, digest, (storage, slot, keys))
     keyring._accept(0, os.urandom(KEY_SIZE))
     _store_slot(storage, keyring, slot, slot_bytes)
     return keyring
@@ -308,8 +335,8 @@ class _Attempt:
         except (CorruptionError, UnsupportedVersion) as error:
             self._damaged.append(error)
             return None
-        keyring = Keyring(basin_id, descriptor, slot, keys)
-        keyring.reload(storage)
+        keyring = Keyring(basin_id, descriptor, (storage, slot, keys))
+        keyring.reload()
         generations = keyring.generations()
         if not generations:
             self._damaged_behind += list(keyring.problems().values()) or [_no_generation(slot_id)]

@@ -188,10 +188,10 @@ def _parse_secret_file(data: bytes, path: Path) -> bytes:
 def _write_secret_file(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, "short write")
-            os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

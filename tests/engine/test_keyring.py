@@ -134,7 +134,8 @@ def test_an_open_basin_has_no_keys(storage: LocalStorage) -> None:
         assert keyring.grain_keys.grain_key(bytes(range(32))) == bytes(range(32))
         expected = open_stratum_keys(descriptor_hash(OPEN_DESCRIPTOR), STRATUM, 1)
         assert keyring.stratum_keys(0, bytes(32), STRATUM, 1) == expected
-        keyring.reload(storage)
+        keyring.reload()
+        keyring.select_generation(0)
         assert keyring.generations() == []
 
 
@@ -344,14 +345,39 @@ def test_generations_differ_and_the_id_key_stays(storage: LocalStorage, keyring:
     assert unlocked.grain_keys.grain_key(bytes(32)) == before
 
 
-def test_an_open_handle_learns_generations_that_others_made(storage: LocalStorage, keyring: Keyring) -> None:
+def test_an_open_handle_finds_generations_that_others_made_when_it_meets_them(
+    storage: LocalStorage, keyring: Keyring
+) -> None:
     mine, _ = unlock(storage, DESCRIPTOR, SECRET)
-    log_keys = mine.log_keys
-    rotate(storage, keyring, valid_slots(storage))
-    mine.reload(storage)
-    assert mine.master(1) == keyring.master(1)
-    assert log_keys == {0: keyring.log_key(0), 1: keyring.log_key(1)}
+    assert mine.log_keys is not None
+    assert mine.log_keys.get(1) is None
+    for _ in range(3):
+        rotate(storage, keyring, valid_slots(storage))
+    assert mine.generations() == [0]
+    assert mine.log_keys[1] == keyring.log_key(1)
+    assert mine.master(2) == keyring.master(2)
+    assert dict(mine.log_keys) == {generation: keyring.log_key(generation) for generation in range(4)}
+    assert len(mine.log_keys) == 4
     assert mine.generation == 0
+    mine.select_generation(3)
+    assert mine.generation == 3
+    assert mine.log_keys.get(4) is None
+
+
+def test_a_handle_that_others_left_out_of_a_rotation_is_told(storage: LocalStorage, keyring: Keyring) -> None:
+    other = Secret.generate()
+    other_id, public_key = add_slot(storage, keyring, other)
+    second, _ = unlock(storage, DESCRIPTOR, other)
+    rotate(storage, second, {other_id: public_key})
+    with pytest.raises(WrongSecret, match="generation 1"):
+        keyring.select_generation(1)
+    assert keyring.generation == 0
+
+
+def test_generations_come_to_an_end(storage: LocalStorage, keyring: Keyring) -> None:
+    storage.put_if_absent(generation_name(own_slot(keyring), 2**32 - 1), b"")
+    with pytest.raises(InvalidArgument, match="no more"):
+        rotate(storage, keyring, valid_slots(storage))
 
 
 def test_the_number_of_a_rotation_that_broke_off_is_not_given_out_again(
@@ -411,7 +437,6 @@ def test_a_damaged_generation_leaves_the_others_readable(storage: LocalStorage, 
         unlocked.master(1)
     assert caught.value.object == name
     flip(folder / name)
-    unlocked.reload(storage)
     assert unlocked.master(1) == keyring.master(1)
     assert not unlocked.problems()
 

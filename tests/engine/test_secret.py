@@ -137,6 +137,17 @@ def test_a_secret_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, mon
         secret.to_file(tmp_path / "no folder" / "secret")
 
 
+def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = secret_file(tmp_path / "secret", bytes(32))
+    monkeypatch.setattr(os, "read", broken)
+    with pytest.raises(InvalidArgument, match="Input/output error") as caught:
+        Secret.from_file(path)
+    assert caught.value.path == str(path)
+
+
 # --- the environment, and finding a secret again --------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import xxhash
 from blake3 import blake3
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from hypothesis import given
@@ -20,6 +21,7 @@ from basin.errors import (
     ChecksumMismatch,
     CorruptionError,
     InvalidArgument,
+    MissingDependency,
     NotABasin,
     UnsupportedVersion,
     WrongSecret,
@@ -345,6 +347,17 @@ def test_a_passphrase_costs_64_mib_three_passes_and_four_lanes_by_default() -> N
     data, created = slot("passphrase", b"correct horse", cost=DEFAULT_COST)
     assert created.cost == PassphraseCost(65_536, 3, 4)
     assert unlock_slot(decode_slot(data, SLOT_ID), b"correct horse") == KEYS
+
+
+def test_a_library_without_argon2id_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(**_: object) -> None:
+        raise UnsupportedAlgorithm("argon2id")
+
+    monkeypatch.setattr("basin.format.slots.Argon2id", unsupported)
+    with pytest.raises(MissingDependency) as caught:
+        slot("passphrase")
+    assert caught.value.package == "cryptography"
+    slot("key-file")
 
 
 @pytest.mark.parametrize("kind", ["passphrase", "key-file"])
