@@ -31,7 +31,7 @@ from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, last_version
 from basin.engine.writer import StratumWriter, append_index
 from basin.errors import AlreadyExists
 from basin.format.checkpoint import encode_checkpoint
-from basin.format.index import Entries, IndexBuilder, sort_entries
+from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
 from basin.format.layout import (
     ENTRY_DELETE,
     INDEX_ENTRIES_MAX,
@@ -340,7 +340,7 @@ def _merge_entries(indexes: Sequence[IndexReader], strata: list[StratumId]) -> I
             if left is not None:
                 rest.append((left, source, table))
         waiting = rest
-        yield sort_entries(np.concatenate(taken))
+        yield sort_entries(join_entries(taken))
 
 
 def _next_part(source: Iterator[Entries], table: Entries) -> Entries | None:

@@ -17,7 +17,7 @@ Keys are uniform (BLAKE3, or AES of it), so their own bits serve as the hash. Pu
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -84,6 +84,11 @@ def sort_entries(entries: Entries) -> Entries:
     return entries[np.argsort(entries["prefix"], kind="stable")]
 
 
+def join_entries(parts: Sequence[Entries]) -> Entries:
+    """Arrays one after another. NumPy's `concatenate` would turn the big-endian prefix into native byte order."""
+    return np.frombuffer(b"".join([part.tobytes() for part in parts]), dtype=ENTRY)
+
+
 def decode_page(page: bytes) -> Iterator[IndexEntry]:
     """The entries of one verified page."""
     for row in INDEX_ENTRY.iter_unpack(page):
@@ -136,7 +141,7 @@ class IndexBuilder:
         grain_entries = PAGE_ENTRIES * PAGES_PER_GRAIN
         if self._pending_count < grain_entries:
             return
-        joined = np.concatenate(self._pending)
+        joined = join_entries(self._pending)
         whole = len(joined) // grain_entries * grain_entries
         for start in range(0, whole, grain_entries):
             yield self._pages(joined[start : start + grain_entries])
@@ -149,7 +154,7 @@ class IndexBuilder:
             raise CorruptionError(f"an index of {self._count} entries was fed {self._fed}")
         self._first_offset = first_offset
         if self._pending_count:
-            yield self._pages(np.concatenate(self._pending))
+            yield self._pages(join_entries(self._pending))
 
     def directory(self) -> bytes:
         """The payload of the INDEX_DIRECTORY grain."""
