@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from basin.cli.common import Command, Target
+from basin.cli.common import Command, Target, pass_target
 from basin.cli.failures import EXIT_DAMAGE
 from basin.cli.output import print_json, print_line, printable, wants_json
 from basin.cli.progress import Progress
@@ -25,21 +25,21 @@ _NAMES_SHOWN_MAX: Final = 5
 
 @click.command(cls=Command)
 @click.option("--no-data", is_flag=True, help="Check the structure only; do not read every grain.")
-@click.pass_context
-def check(context: click.Context, *, no_data: bool) -> None:
+@pass_target
+def check(target: Target, *, no_data: bool) -> None:
     """Look for damage; exit with 3 if there is any.
 
     Says which names the damage touches and whether they stay readable. Changes nothing.
     """
     counts = {"damage": 0, "warning": 0, "info": 0}
-    with context.find_object(Target).open("r") as db, Progress("checking"):
+    with target.open("r") as db, Progress("checking"):
         for finding in db.check(read_data=not no_data):
             counts[finding.severity] += 1
             _print_finding(finding)
     if not wants_json():
         print_line(_verdict(counts["damage"], counts["warning"]))
     if counts["damage"]:
-        context.exit(EXIT_DAMAGE)
+        raise click.exceptions.Exit(EXIT_DAMAGE)
 
 
 def _print_finding(finding: Finding) -> None:
@@ -66,13 +66,13 @@ def _verdict(damage: int, warnings: int) -> str:
 
 @click.command(cls=Command)
 @click.option("--yes", is_flag=True, help="Do it. Without this, only show what would be done.")
-@click.pass_context
-def repair(context: click.Context, *, yes: bool) -> None:
+@pass_target
+def repair(target: Target, *, yes: bool) -> None:
     """Show what can be mended; mend it with --yes.
 
     Never drops what can still be read. Exits with 3 while something is left to do.
     """
-    with context.find_object(Target).open("w" if yes else "r") as db, Progress("repairing"):
+    with target.open("w" if yes else "r") as db, Progress("repairing"):
         actions = db.repair(dry_run=not yes)
     for action in actions:
         _print_action(action)
@@ -80,7 +80,7 @@ def repair(context: click.Context, *, yes: bool) -> None:
     if not wants_json():
         print_line(_outcome(len(actions), left, is_dry_run=not yes))
     if left:
-        context.exit(EXIT_DAMAGE)
+        raise click.exceptions.Exit(EXIT_DAMAGE)
 
 
 def _print_action(action: RepairAction) -> None:

@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -74,7 +74,7 @@ class Target:
             raise Failure("which basin? give -b URL before the command, or set $BASIN_URL", EXIT_USAGE)
         return self.given
 
-    def open(self, mode: str) -> Database:
+    def open(self, mode: Literal["r", "w"]) -> Database:
         """Open it: mode "r" to read, "w" to write, both existing. Asks for a secret only if the basin needs one."""
         import basin
 

@@ -9,13 +9,12 @@ Only `basin.cli` imports this module. It prints errors alone; results are `outpu
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Final
+from typing import Final
 
 import click
 
@@ -65,21 +64,17 @@ _ADVICE: Final = (
 )
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """Ends the command with one line on standard error and `exit_code`."""
 
     def __init__(self, message: str, exit_code: int = EXIT_ERROR) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
-    def show(self, _file: IO[Any] | None = None) -> None:
-        """Print the line on standard error."""
-        warn(self.message)
-
 
 def warn(message: str) -> None:
     """Print one line on standard error; the command goes on."""
-    flush()
+    _flush_or_drop()
     click.echo(f"basin: {printable(' '.join(message.split()))}", err=True)
 
 
@@ -96,37 +91,48 @@ def reason(error: OSError) -> str:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn every exception of the body into click's own: `Failure`, `Exit`, or a usage error that passes unchanged."""
+    """Print the line for any exception of the body, and end with its exit code; click's own errors pass unchanged."""
     try:
         yield
         flush()
     except (click.ClickException, click.exceptions.Exit):
         _flush_or_drop()
         raise
-    except (KeyboardInterrupt, click.Abort):
-        raise Failure("interrupted; what was acknowledged is kept", EXIT_INTERRUPTED) from None
-    except BasinError as error:
-        code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
-        raise Failure(describe(error), code) from error
-    except OSError as error:
-        _raise_for_system(error)
-    except Exception as error:
-        if os.environ.get("BASIN_DEBUG"):
+    except (KeyboardInterrupt, Exception) as error:
+        if _is_mistake(error) and os.environ.get("BASIN_DEBUG"):
             raise
-        text = f"internal error: {type(error).__name__}: {error}; $BASIN_DEBUG=1 shows where, please report it"
-        raise Failure(text) from error
+        message, code = _explain(error)
+        if message:
+            warn(message)
+        _flush_or_drop()
+        raise click.exceptions.Exit(code) from error
 
 
-def _raise_for_system(error: OSError) -> None:
-    if error.errno == errno.EPIPE:
-        _drop_output()
-        raise click.exceptions.Exit(EXIT_PIPE_CLOSED) from None
-    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    raise Failure(f"{where}{reason(error)}") from error
+def _is_mistake(error: BaseException) -> bool:
+    """Whether an exception is none of those that commands end with on purpose."""
+    return not isinstance(error, Failure | BasinError | OSError | KeyboardInterrupt | click.Abort)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The line (empty: say nothing) and the exit code for an exception."""
+    match error:
+        case Failure():
+            return str(error), error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted; what was acknowledged is kept", EXIT_INTERRUPTED
+        case BasinError():
+            return describe(error), next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_ERROR)
+        case BrokenPipeError():
+            return "", EXIT_PIPE_CLOSED
+        case OSError():
+            where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            return f"{where}{reason(error)}", EXIT_ERROR
+    text = f"internal error: {type(error).__name__}: {error}; $BASIN_DEBUG=1 shows where, please report it"
+    return text, EXIT_ERROR
 
 
 def _flush_or_drop() -> None:
-    """Print what is pending before the command's own error; that this fails too is not the news to tell."""
+    """Print what is pending before the command's own error, if it can be; that this fails too is not the news."""
     try:
         flush()
     except OSError:

@@ -116,7 +116,7 @@ def _delete_prefix(names: Any, spelling: Spelling, prefix: str) -> None:
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="At most N names.")
 @click.option("--keys-only", is_flag=True, help="Names without their values.")
 @pass_target
-def scan(target: Target, *, keyspace: str | None, is_hex: bool, **options: Any) -> None:
+def scan(target: Target, /, *, keyspace: str | None, is_hex: bool, **options: Any) -> None:
     r"""List names in order, with their values: NAME, a tab, VALUE.
 
     Bytes that do not print are shown as \xNN. With --json, bytes that are not UTF-8 stand in "name_base64" and

@@ -117,11 +117,12 @@ def test_a_terminal_gets_a_table_with_headings(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_bar_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "DELAY_S", 0.0)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    captured = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", captured)
     with progress.Progress("storing", 10) as bar:
         bar.advance(5)
         assert bar._timer is None
-    assert sys.stderr.getvalue() == ""
+    assert captured.getvalue() == ""
 
 
 def test_no_bar_for_a_short_job(monkeypatch: pytest.MonkeyPatch) -> None:

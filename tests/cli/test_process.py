@@ -82,10 +82,16 @@ def test_a_secret_file_that_is_not_there_is_one_line(shell: Shell) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_damaged_descriptor_ends_with_3(shell: Shell, tmp_path: Path) -> None:
+def test_a_damaged_log_ends_with_3_and_names_the_file(shell: Shell, tmp_path: Path) -> None:
     shell("init", "--open")
-    (tmp_path / "b" / "basin.json").write_bytes(b"{")
-    assert shell("kv", "scan", code=3).stderr.startswith("basin: ")
+    shell("kv", "put", "name", "value")
+    (segment,) = (tmp_path / "b" / "log").glob("*.log")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    result = shell("kv", "scan", code=3)
+    assert segment.name in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 # The superuser writes to read-only folders, unless the two capabilities for that (1: override permissions, 2: read and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def flip(path: Path, offset: int) -> None:
 def stored(opened: Run) -> Run:
     """A basin with a name and one content of its own stratum."""
     opened("kv", "put", "name", "value")
-    opened("blob", "put", "-", stdin=bytes(range(256)) * 64)
+    opened("blob", "put", "-", stdin=random.Random(1).randbytes(16_384))
     return opened
 
 
