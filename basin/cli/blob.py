@@ -60,9 +60,9 @@ def _put_all(db: Database, sources: tuple[str, ...], progress: Progress) -> int:
         pending.append(stored)
         pending_size += stored[2]
         if pending_size >= _COMMIT_EVERY:
-            _commit_and_print(db, pending, is_single=len(sources) == 1)
+            _commit_and_print(db, pending, progress, is_single=len(sources) == 1)
             pending_size = 0
-    _commit_and_print(db, pending, is_single=len(sources) == 1)
+    _commit_and_print(db, pending, progress, is_single=len(sources) == 1)
     return count
 
 
@@ -85,13 +85,16 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _commit_and_print(db: Database, pending: list[tuple[str, ContentKey, int]], *, is_single: bool) -> None:
+def _commit_and_print(
+    db: Database, pending: list[tuple[str, ContentKey, int]], progress: Progress, *, is_single: bool
+) -> None:
     db.commit()
-    for source, content_key, size in pending:
-        if wants_json():
-            print_json({"source": source, "content_key": str(content_key), "size": size})
-        else:
-            print_line(str(content_key) if is_single else f"{content_key}  {printable(os.fsencode(source))}")
+    with progress.hidden():
+        for source, content_key, size in pending:
+            if wants_json():
+                print_json({"source": source, "content_key": str(content_key), "size": size})
+            else:
+                print_line(str(content_key) if is_single else f"{content_key}  {printable(os.fsencode(source))}")
     pending.clear()
 
 

@@ -32,10 +32,11 @@ def check(target: Target, *, no_data: bool) -> None:
     Says which names the damage touches and whether they stay readable. Changes nothing.
     """
     counts = {"damage": 0, "warning": 0, "info": 0}
-    with target.open("r") as db, Progress("checking"):
+    with target.open("r") as db, Progress("checking") as progress:
         for finding in db.check(read_data=not no_data):
             counts[finding.severity] += 1
-            _print_finding(finding)
+            with progress.hidden():
+                _print_finding(finding)
     if not wants_json():
         print_line(_verdict(counts["damage"], counts["warning"]))
     if counts["damage"]:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, Self
+
+from basin.cli.output import flush
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -34,6 +38,19 @@ class Progress:
         self._done += size
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the bar off the terminal while results are printed there."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+            try:
+                yield
+                flush()
+            finally:
+                if self._bar is not None:
+                    self._bar.start()
 
     def __enter__(self) -> Self:
         if sys.stderr is not None and sys.stderr.isatty():
@@ -64,7 +81,7 @@ class Progress:
         columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
         if self._total is not None:
             columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
-        bar = RichProgress(*columns, console=Console(file=sys.stderr), transient=True)
+        bar = RichProgress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
         bar.add_task(self._label, total=self._total, completed=self._done)
         bar.start()
         return bar

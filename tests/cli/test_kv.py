@@ -11,6 +11,7 @@ from typing import Any
 
 import click.testing
 
+import basin
 from tests.cli.conftest import Run
 
 
@@ -186,3 +187,40 @@ def test_a_value_larger_than_a_grain_comes_back(opened: Run) -> None:
     data = os.urandom(5 << 20)
     opened("kv", "put", "large", "-", stdin=data)
     assert opened("kv", "get", "large").stdout_bytes == data
+
+
+def test_a_keyspace_of_numbers_and_json_is_written_as_json(opened: Run, tmp_path: Path) -> None:
+    with basin.open(tmp_path / "b") as db:
+        db.keyspace("days", order="u64", values="json")
+    for day in (20, 3):
+        opened("kv", "put", str(day), json.dumps({"day": day}), "--keyspace", "days")
+    assert opened("kv", "get", "3", "--keyspace", "days").stdout == '{"day":3}'
+    assert opened("kv", "scan", "--keyspace", "days").stdout == '3\t{"day":3}\n20\t{"day":20}\n'
+    assert lines(opened("kv", "scan", "--keyspace", "days", "--start", "4", "--json")) == [
+        {"name": 20, "value": {"day": 20}}
+    ]
+    opened("kv", "del", "3", "--keyspace", "days")
+    assert opened("kv", "scan", "--keyspace", "days", "--keys-only").stdout == "20\n"
+
+
+def test_a_keyspace_of_tuples_is_written_as_json(opened: Run, tmp_path: Path) -> None:
+    with basin.open(tmp_path / "b") as db:
+        db.keyspace("events", order="tuple")
+    opened("kv", "put", '["x", [1, null]]', "text", "--keyspace", "events")
+    assert opened("kv", "get", '["x",[1,null]]', "--keyspace", "events").stdout == "text"
+    assert opened("kv", "scan", "--keyspace", "events").stdout == '["x",[1,null]]\ttext\n'
+
+
+def test_what_a_keyspace_cannot_hold_is_a_usage_error(opened: Run, tmp_path: Path) -> None:
+    with basin.open(tmp_path / "b") as db:
+        db.keyspace("days", order="u64", values="json")
+    opened("kv", "put", "monday", "1", "--keyspace", "days", code=2)
+    opened("kv", "put", "-1", "1", "--keyspace", "days", code=2)
+    opened("kv", "put", "1", "{", "--keyspace", "days", code=2)
+    opened("kv", "get", "01", "--hex", "--keyspace", "days", code=2)
+    opened("kv", "del", "--prefix", "1", "--keyspace", "days", code=2)
+
+
+def test_a_keyspace_that_is_not_there_is_one_line(opened: Run) -> None:
+    assert "absent" in opened("kv", "scan", "--keyspace", "absent", code=1).stderr
+    opened("kv", "scan", "--keyspace", "basin.own", code=2)

@@ -16,6 +16,8 @@ from basin.cli import output, progress
 from basin.cli.log import _sentence
 from basin.cli.stats import _rounded
 
+ERASED_LINE = "\x1b[2K"
+
 
 class Terminal(io.TextIOWrapper):
     """Standard output or error that claims to be a terminal, and keeps what it is sent."""
@@ -151,7 +153,12 @@ def test_a_bar_for_a_long_job_on_a_terminal(monkeypatch: pytest.MonkeyPatch, tot
     with progress.Progress("storing", total) as bar:
         assert shown.wait(10)
         bar.advance(5)
+        with bar.hidden():
+            assert terminal.shown.endswith(ERASED_LINE)
+            bar.advance(1)
+            assert terminal.shown.endswith(ERASED_LINE)
     assert "storing" in terminal.shown
+    assert terminal.shown.endswith(ERASED_LINE)
 
 
 def test_reading_through_the_counter_counts() -> None:
