@@ -11,10 +11,13 @@ Start with `basin.open`; `docs/glossary.md` has the words.
 from __future__ import annotations
 
 from basin import errors
-from basin.api import Database, open
+from basin.api import Database, ingest, open
 from basin.engine.basin import Change, LogEntry
+from basin.engine.ingest import Report, Ticket
 from basin.engine.options import Options
+from basin.engine.repair import RepairAction
 from basin.engine.secret import Secret
+from basin.engine.verify import Finding
 from basin.errors import BasinError, Conflict
 from basin.terms import ContentKey, Head, PartAddress, Position, Ref
 
@@ -24,14 +27,19 @@ __all__ = [
     "Conflict",
     "ContentKey",
     "Database",
+    "Finding",
     "Head",
     "LogEntry",
     "Options",
     "PartAddress",
     "Position",
     "Ref",
+    "RepairAction",
+    "Report",
     "Secret",
+    "Ticket",
     "errors",
+    "ingest",
     "open",
 ]
 __version__ = "0.1.0"

@@ -6,14 +6,29 @@ the slot valid. A crash in between leaves nothing, or a basin that opens.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
 from basin.engine.core import Core
+from basin.engine.ingest import (
+    Item,
+    Report,
+    Ticket,
+    adopt,
+    content_keys,
+    default_executor,
+    make_ticket,
+    run_ingest,
+    worker_secret,
+    write_items,
+)
 from basin.engine.keyring import create_basin_keys, delete_slot_files, unlock
 from basin.engine.log import RESERVE_NAME
 from basin.engine.options import Options, make_options
@@ -33,7 +48,7 @@ from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, e
 from basin.layers.blobs import Blobs
 from basin.storage.local import LocalStorage
 from basin.storage.protocol import Storage
-from basin.terms import Head, Position
+from basin.terms import ContentKey, Head, Position
 
 Mode = Literal["r", "w", "c", "x", "n"]
 _DESCRIPTOR_SIZE_MAX: Final = 1 << 20
@@ -70,14 +85,51 @@ class DatabaseView(View):
 class Database(Basin):
     """An open basin with its layers: what `basin.open` returns."""
 
-    def __init__(self, core: Core, url: str) -> None:
+    def __init__(self, core: Core, url: str, secret: Secret | None, options: dict[str, Any]) -> None:
         super().__init__(core, url)
         self._blobs = Blobs(self)
+        self._secret = secret
+        self._options = options
 
     @property
     def blobs(self) -> Blobs:
         """Content-addressed values."""
         return self._blobs
+
+    def ticket(self) -> Ticket:
+        """What a worker process needs to write for this handle with `basin.ingest`: it can be pickled, and holds no key.
+
+        The worker takes a secret of its own from where this handle's came from: a file, or the environment.
+        """
+        ticket = make_ticket(self._core, self.url, self._secret, self._options)
+        return ticket if self._core.keyring.profile == "encrypted" else dataclasses.replace(ticket, secret_source="open")
+
+    def adopt(self, reports: Iterable[Report]) -> Position:
+        """Commit what workers reported, in one record; returns its position."""
+        return adopt(self._core, reports)
+
+    def ingest(
+        self,
+        items: Iterable[Item],
+        executor: Executor | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[ContentKey]:
+        """Store many blobs, or (name, value) pairs, on several processes, and commit them in one record.
+
+        Values are bytes or `Path`s, which the workers read. `executor` is any `concurrent.futures.Executor`; by default a
+        process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns the
+        content keys in the order of the items.
+        """
+        ticket = self.ticket()
+        own = default_executor(self._secret, self._core.options.worker_count) if executor is None else None
+        try:
+            reports = run_ingest(ticket, ingest, items, own or executor, progress)  # type: ignore[arg-type]  # one is set
+        finally:
+            if own is not None:
+                own.shutdown()
+        self.adopt(reports)
+        return content_keys(reports)
 
     def batch(self) -> DatabaseBatch:
         return DatabaseBatch(self._core)
@@ -158,13 +210,24 @@ def open_storage(
     core = Core(storage, keyring, make_options(given, dict(descriptor.options)), writable=writable)
     try:
         _start(core, expect_head)
-        database = Database(core, url)
+        database = Database(core, url, secret, given)
         if mode == "n":
             _empty(database)
         return database
     except BaseException:
         core.release("the basin could not be opened")
         raise
+
+
+def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
+    """In a worker process: store items in strata of the ticket's session; returns what the coordinator adopts.
+
+    Opens the basin with a secret from the source that the ticket names.
+    """
+    secret = worker_secret(ticket)
+    with open(ticket.url, "r", secret=secret, **{**ticket.options, "threads": 1}) as database:
+        full_name = database._full
+        return write_items(database.core, ticket.session, items, full_name)
 
 
 def _storage_of(

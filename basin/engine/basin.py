@@ -28,8 +28,12 @@ from basin.engine.keyspace import (
     prefix_of,
 )
 from basin.engine.log import Entry
+from basin.engine.repair import RepairAction, repair
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
-from basin.errors import BasinClosed, Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
+from basin.engine.secrets import Secrets
+from basin.engine.stats import stats
+from basin.engine.verify import Finding, check
+from basin.errors import Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
 from basin.format.layout import KEYSPACE_PREFIX_SIZE
 from basin.terms import ContentKey, Head, Position
 
@@ -386,6 +390,32 @@ class Basin(Names):
                 _summary(entry),
             )
 
+    # --- the whole store ----------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counts, as plain numbers. Reads no stratum."""
+        self._core.require_open()
+        return stats(self._core, self.url)
+
+    def check(
+        self, read_data: bool = True, *, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[Finding]:
+        """Yield everything that is wrong: structure and indexes, with `read_data` every byte too. Changes nothing.
+
+        `progress` is called with (bytes done, bytes in all).
+        """
+        self._core.refresh()
+        return check(self._core, read_data=read_data, progress=progress)
+
+    def repair(self, *, dry_run: bool = True) -> list[RepairAction]:
+        """Mend what `check` names from what can be read; by default only say what would be done."""
+        return repair(self._core, dry_run=dry_run)
+
+    @property
+    def secrets(self) -> Secrets:
+        """The key slots: list, add, remove, rotate."""
+        return Secrets(self._core)
+
     # --- life -----------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -457,5 +487,3 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
-
-__all__ = ["Basin", "BasinClosed", "Batch", "Change", "LogEntry", "Names", "Transaction", "View"]

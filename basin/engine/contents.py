@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from basin.engine.keyring import Keyring
 from basin.engine.options import Options
 from basin.engine.reader import StratumReader, StratumReaders
 from basin.engine.writer import StratumWriter
-from basin.errors import ChecksumMismatch, ContentNotFound, ObjectMissing
+from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing
 from basin.format.clast import Clast, decode_clast, encode_clast
 from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
 from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links
@@ -121,7 +122,7 @@ class Contents:
 
     def _duplicate(self, grain_key: bytes, key: bytes, links: Sequence[bytes]) -> Location | None:
         """A grain that makes a put superfluous: any of the key, or one with the same links if there are links."""
-        if key in self.damaged:
+        if key in self.damaged and not self._is_readable(key):
             return None
         if not links:
             return self._locator.find(grain_key)
@@ -129,6 +130,14 @@ class Contents:
             if self._read(place, grain_key)[1].links == list(links):
                 return place
         return None
+
+    def _is_readable(self, key: bytes) -> bool:
+        """Whether a content that was recorded as damaged has been put again since."""
+        try:
+            self.grain(key)
+        except (BasinError, KeyError):
+            return False
+        return True
 
     def _rely(self, relied: Relied, key: bytes, place: Location) -> None:
         if self._locator.writer_of(place.stratum) is None:
@@ -147,7 +156,7 @@ class Contents:
         found = self._locator.find_many(grain_keys)
         rows, found_size, seen = [], 0, set()
         for row, place in enumerate(found):
-            if place is not None and not (self.damaged and keys[row] in self.damaged):
+            if place is not None and (keys[row] not in self.damaged or self._is_readable(keys[row])):
                 self._rely(relied, keys[row], place)
                 found_size += sizes[row]
             elif keys[row] in seen:
@@ -269,7 +278,7 @@ class Contents:
             if place is None:
                 break
             try:
-                kind, payload = self._read(place, grain_key)
+                kind, payload = self._read_any(place, grain_key)
             except ObjectMissing:
                 # Rewritten by somebody else since we last looked: the log says where it lies now.
                 if attempt == 2:
@@ -345,6 +354,17 @@ class Contents:
         for place in self._locator.find_all(grain_key):
             union.update(dict.fromkeys(self._read(place, grain_key)[1].links))
         return list(union)
+
+    def _read_any(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:
+        """The grain at `place`, or, if that is damaged, another grain of the same key."""
+        try:
+            return self._read(place, grain_key)
+        except CorruptionError:
+            for other in self._locator.find_all(grain_key):
+                if other != place:
+                    with contextlib.suppress(CorruptionError):
+                        return self._read(other, grain_key)
+            raise
 
     def _read(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:
         return self._reader_of(place).read_grain(place.offset, place.length, grain_key)

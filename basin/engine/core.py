@@ -117,9 +117,9 @@ class Core:
         self.closed = ""
         self.poisoned: BasinPoisoned | None = None
         self.checkpoint_position: Position = 0
-        self.damaged_checkpoints: list[BasinError] = []
         self.commit_mutex = threading.RLock()
         self.tickets = 0
+        self.upkeep_problem: BasinError | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._writers: dict[StratumKind, StratumWriter] = {}
@@ -170,17 +170,17 @@ class Core:
                 break
         return cursor
 
+    def read_checkpoint(self, name: str) -> State:
+        """The state in a checkpoint file; raises `CorruptionError`, `ObjectMissing`, or `ValueError` for its name."""
+        position = int(name)
+        frame = self.storage.read_file(f"{CHECKPOINT_FOLDER}/{name}", FRAME_SIZE_MAX)
+        return state_from_map(decode_checkpoint(self.cipher, frame, position))
+
     def _newest_checkpoint(self) -> State:
-        self.damaged_checkpoints = []
+        """The newest that is whole. An older one, or the log, leads to the same state; `check` names the bad file."""
         for name in reversed(self.storage.list(CHECKPOINT_FOLDER)):
-            path = f"{CHECKPOINT_FOLDER}/{name}"
-            try:
-                frame = self.storage.read_file(path, FRAME_SIZE_MAX)
-                return state_from_map(decode_checkpoint(self.cipher, frame, int(name)))
-            except (CorruptionError, ObjectMissing, ValueError) as error:
-                # An older one, or the log from its beginning, leads to the same state: `check` names this file.
-                damage = CorruptionError(f"{path}: {error}; run `basin repair`", object=path, offset=0)
-                self.damaged_checkpoints.append(damage)
+            with contextlib.suppress(CorruptionError, ObjectMissing, ValueError):
+                return self.read_checkpoint(name)
         return State()
 
     def _open_runs(self, runs: Sequence[NameRun], known: Sequence[RunReader]) -> tuple[RunReader, ...]:
@@ -244,7 +244,6 @@ class Core:
 
     def _publish(self, state: State, tables: Tables) -> None:
         if state.generation != self.keyring.generation:
-            self.keyring.reload(self.storage)
             self.keyring.select_generation(state.generation)
         self.locator.update(state, {run.id for run in state.name_runs})
         self.contents.damaged = state.damaged
@@ -459,7 +458,7 @@ class Core:
         lost = []
         for key, identity in relied.items():
             known = strata.get(identity)
-            if known is None and not self.locator.is_own(identity):
+            if known is None and not self.owns(identity):
                 place = self.locator.find(self.keyring.grain_keys.grain_key(key))
                 if place is None:
                     lost.append(ContentKey(key))
@@ -626,6 +625,23 @@ class Core:
                 added.append(writer.describe(ACTIVE))
         return added
 
+    def finish_strata(self) -> list[StratumAdded]:
+        """Finish the active strata; returns all that no record describes yet. For a worker, which appends none."""
+        with self.contents.mutex:
+            for writer in list(self._writers.values()):
+                self._finish(writer)
+            described, self._unlogged = self._unlogged, []
+            return described
+
+    def commit_strata(self, strata: Sequence[StratumAdded], rows: Sequence[tuple[bytes, int, bytes]], relied: Relied) -> None:
+        """Add finished strata of this session that workers wrote, and the names that refer to them, in one record."""
+        with self.commit_mutex:
+            self._unlogged += strata
+            pending = Pending(written=True)
+            pending.names.put_all(rows)
+            pending.relied.update(relied)
+            self.commit(pending)
+
     def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
         """What the record described needs no describing again."""
         logged = self.state.strata
@@ -642,8 +658,13 @@ class Core:
 
     def _run_upkeep(self) -> None:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
-        with contextlib.suppress(BasinError):
+        if self.upkeep_problem is not None:
+            return
+        try:
             upkeep(self)
+        except BasinError as error:
+            # Once is enough: `check` names what is wrong, and the next handle tries again.
+            self.upkeep_problem = error
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from basin.engine.memtable import Memtable, Row
 from basin.engine.reader import StratumReader, StratumReaders
-from basin.errors import CorruptionError
+from basin.errors import BasinError, CorruptionError, ObjectMissing
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, StratumKind
 from basin.format.names import Block, NamesDirectory, decode_block, decode_directory
 from basin.format.record import NameRun
@@ -110,6 +110,24 @@ class RunReader:
         return None
 
 
+class BrokenRun(RunReader):
+    """A run that cannot be opened: whatever would have to look into it raises why, and nothing is called absent."""
+
+    def __init__(self, run: NameRun, error: BasinError) -> None:
+        self.run = run
+        self.ranges = []
+        self.error = error
+
+    @property
+    def directory(self) -> NamesDirectory:  # type: ignore[override]  # raising instead of answering is the point
+        """Raise the error that opening raised."""
+        raise self.error
+
+    def find(self, name: bytes, version_max: int) -> Row | None:
+        """Raise the error that opening raised."""
+        raise self.error
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """Everything logged that may hold a name. Replaced as a whole, never changed in place (the first memtable grows).
@@ -135,8 +153,11 @@ def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
 
 
 def open_run(run: NameRun, readers: StratumReaders, cache: BlockCache) -> RunReader:
-    """Open a run that the state lists."""
-    return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+    """Open a run that the state lists; one that is damaged or missing becomes a `BrokenRun`."""
+    try:
+        return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+    except (CorruptionError, ObjectMissing) as error:
+        return BrokenRun(run, error)
 
 
 def find_row(overlays: Sequence[Memtable], tables: Tables, name: bytes, version_max: int) -> Row | None:

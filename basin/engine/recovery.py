@@ -125,6 +125,12 @@ def _header_of(core: Core, kind: StratumKind, identity: StratumId) -> StratumHea
     return header if header.stratum_id == identity and header.basin_id == core.keyring.basin_id else None
 
 
+def stored_strata(core: Core) -> Iterator[tuple[StratumKind, StratumId, StratumHeader | None]]:
+    """Every stratum that lies in the folders, and its header if it is whole."""
+    for kind, identity in list(_files(core)):
+        yield kind, identity, _header_of(core, kind, identity)
+
+
 def _unlogged_strata(core: Core, session: Position) -> Iterator[StratumAdded]:
     """Strata of contents that a dead session had finished, and no record names: whole, and made durable now."""
     for kind, identity in list(_files(core)):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from hmac import compare_digest
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -247,7 +248,7 @@ class IndexDirectory:
     def verify_page(self, number: int, page: bytes) -> None:
         """Raise `AuthenticationFailed` unless `page` is what was written as that page of that stratum."""
         expected = self._tags[number * PAGE_TAG_SIZE : (number + 1) * PAGE_TAG_SIZE]
-        if page_tag(self._tag_key, self._stratum_id, number, page) != expected:
+        if not compare_digest(page_tag(self._tag_key, self._stratum_id, number, page), expected):
             raise AuthenticationFailed(f"page {number} of a grain index does not match its tag")
 
 

@@ -1,0 +1,222 @@
+"""Parallel ingest: worker processes write strata under the coordinator's session, which adopts them in one record.
+
+A `Ticket` travels to the workers; it holds where the basin is and whose session the strata belong to, and never a key:
+each worker opens the basin with a secret of its own source. A `Report` travels back. What a lost worker wrote is swept
+once the session has ended, and its items are done again.
+
+Invariants: a worker appends nothing to the log; its strata are finished and durable before its report exists; the
+coordinator checks every stratum's footer and size before it counts it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from basin.engine.contents import Relied
+from basin.engine.keyspace import ROOTS_KEYSPACE, prefix_of
+from basin.engine.secret import SOURCE_MEMORY, Secret
+from basin.engine.state import FINISHED
+from basin.engine.writer import stratum_name
+from basin.errors import CorruptionError, InvalidArgument
+from basin.format.layout import ENTRY_INLINE, ENTRY_REFERENCE, StratumKind
+from basin.format.record import StratumAdded
+from basin.terms import ContentKey, Position, StratumId
+
+if TYPE_CHECKING:
+    from basin.engine.core import Core
+
+Item: TypeAlias = "bytes | Path | tuple[bytes | str, bytes | Path]"
+"""A blob, or (name, value): bytes, or the path of a file that the worker reads."""
+
+BATCH_COUNT: Final = 256
+"""Items that one task carries: few enough that the last tasks end together, enough to outweigh their pickling."""
+_ROOTS: Final = prefix_of(ROOTS_KEYSPACE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a worker needs to know, besides a secret. `secret_source` says where a worker finds one of its own."""
+
+    url: str
+    session: Position
+    secret_source: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker wrote: finished strata, the names that refer to contents, the content keys in item order."""
+
+    session: Position
+    strata: list[tuple[Any, ...]]
+    rows: list[tuple[bytes, int, bytes]]
+    relied: dict[bytes, bytes]
+    content_keys: list[bytes]
+    bytes_in: int
+    bytes_new: int
+
+
+def make_ticket(core: Core, url: str, secret: Secret | None, options: dict[str, Any]) -> Ticket:
+    """A ticket for workers of this handle; begins its session."""
+    core.require_writable()
+    core.ensure_session()
+    core.tickets += 1
+    source = SOURCE_MEMORY if secret is None else secret.source
+    return Ticket(os.fspath(Path(url).absolute()), core.session, source, options)
+
+
+def write_items(core: Core, session: Position, items: Iterable[Item], full_name: Any) -> Report:
+    """Worker side: store the items in strata of `session`, finish them, and describe them."""
+    core.session = session
+    relied: Relied = {}
+    rows: list[tuple[bytes, int, bytes]] = []
+    keys: list[bytes] = []
+    for batch in _batches(items):
+        names = [full_name(item[0]) if isinstance(item, tuple) else None for item in batch]
+        values = [_value_of(item[1] if isinstance(item, tuple) else item) for item in batch]
+        batch_keys = _put(core, values, relied)
+        for name, key in zip(names, batch_keys, strict=True):
+            rows.append((_ROOTS + key, ENTRY_INLINE, b"") if name is None else (name, ENTRY_REFERENCE, key))
+        keys += batch_keys
+    strata = core.finish_strata()
+    contents = core.contents
+    return Report(
+        session,
+        [tuple(added) for added in strata],
+        rows,
+        {key: bytes(identity) for key, identity in relied.items()},
+        keys,
+        contents.new_size + contents.found_size,
+        contents.new_size,
+    )
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_COUNT)):
+        yield batch
+
+
+def _value_of(value: Any) -> bytes | Path:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    raise InvalidArgument(f"an item is bytes, a Path, or (name, one of them), not {type(value).__name__}")
+
+
+def _put(core: Core, values: Sequence[bytes | Path], relied: Relied) -> list[bytes]:
+    """Content keys of values; small files are read and put together with the rest, large ones streamed."""
+    part_max = core.options.part_max
+    plain: list[bytes] = []
+    places: list[int] = []
+    keys: list[bytes] = [b""] * len(values)
+    for place, value in enumerate(values):
+        if isinstance(value, Path):
+            with value.open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size > part_max:
+                    keys[place] = core.contents.put_stream(file, relied)
+                    continue
+                value = file.read()
+        plain.append(value)
+        places.append(place)
+    for place, key in zip(places, core.contents.put_many(plain, relied) if plain else [], strict=True):
+        keys[place] = key
+    return keys
+
+
+def adopt(core: Core, reports: Iterable[Report]) -> Position:
+    """Commit everything that workers reported, in one record. Raises `CorruptionError` if a stratum is not as reported."""
+    reports = list(reports)
+    core.require_writable()
+    strata: list[StratumAdded] = []
+    relied: Relied = {}
+    rows: list[tuple[bytes, int, bytes]] = []
+    for report in reports:
+        if report.session != core.session:
+            raise InvalidArgument("this report is of another handle's ticket", session=report.session)
+        for described in report.strata:
+            strata.append(_verified(core, described))
+        relied.update({key: StratumId(identity) for key, identity in report.relied.items()})
+        rows += report.rows
+    core.commit_strata(strata, rows, relied)
+    return core.state.position
+
+
+def _verified(core: Core, described: tuple[Any, ...]) -> StratumAdded:
+    """A reported stratum, after comparing it with its file."""
+    added = StratumAdded(StratumId(described[0]), *described[1:])
+    reader = core.readers.get(added.kind, added.id)
+    if added.kind not in (StratumKind.DATA, StratumKind.META) or reader.header.session != core.session:
+        raise CorruptionError(f"{reader.name} is not of this session", object=reader.name, offset=0)
+    footer = reader.footer()
+    if reader.size() != added.length or footer.grain_count != added.grain_count or added.status != FINISHED:
+        name = stratum_name(added.kind, added.id)
+        raise CorruptionError(f"{name} is not what its worker reported", object=name, offset=0)
+    return added
+
+
+# --- the default pool ---------------------------------------------------------------------------------------------------
+
+
+_worker_secret: Secret | None = None
+
+
+def _receive_secret(connection: Any, lock: Any) -> None:
+    """In a worker of our own pool: take a secret from a pipe that only parent and workers hold."""
+    global _worker_secret  # noqa: PLW0603  # one worker process, one secret
+    with lock:
+        kind, material = connection.recv_bytes(), connection.recv_bytes()
+    _worker_secret = Secret(kind.decode(), material)
+
+
+def worker_secret(ticket: Ticket) -> Secret | None:
+    """The secret of this worker process: handed over by the pool, or from the source that the ticket names."""
+    if _worker_secret is not None:
+        return _worker_secret
+    return Secret.from_source(ticket.secret_source) if ticket.secret_source != "open" else None
+
+
+def default_executor(secret: Secret | None, workers: int) -> Executor:
+    """A process pool of this machine; a secret that lives in memory travels through a pipe, not in a pickle."""
+    context = multiprocessing.get_context("spawn")
+    if secret is None:
+        return ProcessPoolExecutor(workers, mp_context=context)
+    receiver, sender = context.Pipe(duplex=False)
+    for _ in range(workers):
+        sender.send_bytes(secret.kind.encode())
+        sender.send_bytes(secret.material())
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_receive_secret, initargs=(receiver, context.Lock())
+    )
+
+
+def run_ingest(
+    ticket: Ticket, work: Any, items: Iterable[Item], executor: Executor, progress: Any = None
+) -> list[Report]:
+    """Spread items over an executor; a task whose worker was lost is done again, once, here."""
+    reports: list[Report] = []
+    futures = [(batch, executor.submit(work, ticket, batch)) for batch in _batches(items)]
+    for batch, future in futures:
+        try:
+            report = future.result()
+        except (InvalidArgument, CorruptionError):
+            raise
+        except Exception:
+            report = work(ticket, batch)
+        reports.append(report)
+        if progress is not None:
+            progress(report.bytes_in)
+    return reports
+
+
+def content_keys(reports: Iterable[Report]) -> list[ContentKey]:
+    """The content keys of all items, in order."""
+    return [ContentKey(key) for report in reports for key in report.content_keys]

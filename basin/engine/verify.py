@@ -1,0 +1,469 @@
+"""`check`: walks every invariant of a stored basin and yields what is wrong; never stops at the first finding.
+
+Without data it reads headers, footers, indexes and runs of names; with data also every grain, and compares every index
+entry with the grain it points to. It changes nothing.
+
+A finding of severity "damage" means that stored bytes are not what was written; "warning" that something is left over
+or odd, and harmless.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from blake3 import blake3
+
+from basin.engine.index import IndexReader, PageCache
+from basin.engine.keyring import list_slots
+from basin.engine.keyspace import ROOTS_KEYSPACE, prefix_of
+from basin.engine.log import segment_name
+from basin.engine.names import BrokenRun, open_run, scan
+from basin.engine.reader import StratumReader
+from basin.engine.recovery import stored_strata
+from basin.engine.state import ACTIVE, CUT, Stratum, last_version
+from basin.engine.writer import stratum_name
+from basin.errors import BasinError, ContentNotFound, CorruptionError, ObjectMissing, StorageError
+from basin.format.clast import decode_clast
+from basin.format.layout import (
+    STRATUM_HEADER_SIZE,
+    Kind,
+    StratumKind,
+)
+from basin.format.names import check_versions
+from basin.format.scan import Damage, GrainFound, scan_grains
+from basin.terms import StratumId
+
+if TYPE_CHECKING:
+    from basin.engine.core import Core
+
+NAMES_LISTED_MAX: Final = 100
+_CONTENT_KINDS: Final = (Kind.BLOB, Kind.PART, Kind.CLAST)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `check` found.
+
+    `kind` is what (a fixed word), `object` the file, `offset` the byte in it or -1, `names` up to 100 of the names it
+    touches, `content_keys` likewise, and `readable` says what can still be read.
+    """
+
+    kind: str
+    severity: str
+    object: str
+    detail: str
+    offset: int = -1
+    names: tuple[bytes, ...] = ()
+    content_keys: tuple[str, ...] = ()
+    readable: str = ""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What the checks of one run share."""
+
+    core: Core
+    read_data: bool
+    progress: Callable[[int, int], None] | None
+    damaged_keys: set[bytes] = field(default_factory=set)
+    done: int = 0
+    total: int = 0
+
+    def advance(self, size: int) -> None:
+        """Report bytes checked."""
+        self.done += size
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def check(
+    core: Core, *, read_data: bool = True, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Finding]:
+    """Yield what is wrong. Cost without data: every index, every run of names; with data: every byte."""
+    walk = _Walk(core, read_data, progress)
+    walk.total = sum(known.added.length for known in core.state.strata.values())
+    yield from _check_slots(core)
+    yield from _check_checkpoints(core)
+    yield from _check_log(core)
+    for known in list(core.state.strata.values()):
+        yield from _check_stratum(walk, known)
+        walk.advance(known.added.length)
+    yield from _check_index_runs(walk)
+    yield from _check_names(walk)
+    yield from _check_leftovers(core)
+
+
+def _finding(kind: str, name: str, error: BaseException | str, **more: object) -> Finding:
+    offset = error.fields.get("offset", -1) if isinstance(error, BasinError) else -1
+    fields: dict[str, object] = {"offset": offset, **more}
+    return Finding(kind, "damage", name, str(error), **fields)  # type: ignore[arg-type]  # the fields of Finding
+
+
+def _check_slots(core: Core) -> Iterator[Finding]:
+    """Key slots: whole, and known to the log."""
+    if core.keyring.profile == "open":
+        return
+    for slot in list_slots(core.storage, core.keyring.basin_id):
+        name = f"keys/{slot.slot_id}/slot.json"
+        if slot.problem is not None:
+            yield _finding("slot", name, slot.problem, readable="everything, with another secret")
+        elif slot.slot_id not in core.state.slots:
+            detail = "this key slot is not in the log: a leftover, or planted; it gets no new keys"
+            yield Finding("slot", "warning", name, detail)
+    for generation, problem in core.keyring.problems().items():
+        yield _finding("generation", str(problem.fields.get("object", "keys")), problem, readable=f"all but generation {generation}")
+
+
+def _check_checkpoints(core: Core) -> Iterator[Finding]:
+    for name in core.storage.list("checkpoint"):
+        try:
+            core.read_checkpoint(name)
+        except (CorruptionError, StorageError, ValueError) as error:
+            yield _finding("checkpoint", f"checkpoint/{name}", error, readable="everything: the log has it all")
+
+
+def _check_log(core: Core) -> Iterator[Finding]:
+    """Every record that is still stored: decoded, chained, and not void."""
+    segments = core.log.segments()
+    if segments:
+        try:
+            start = core.log.cursor_before(core.log.header(segments[0]).first_position - 1)
+            previous = core.log.header(segments[0]).previous_hash
+            for entry in core.log.follow(start):
+                if entry.record.previous != previous:
+                    yield _finding(
+                        "log", segment_name(entry.end.segment), f"record {entry.position} does not follow the one before"
+                    )
+                previous = entry.hash
+        except (CorruptionError, StorageError) as error:
+            name = str(error.fields.get("object", "log"))
+            yield _finding("log", name, error, readable="the records before it, and all that checkpoints hold")
+    for position in core.state.voids:
+        yield Finding("void", "warning", "log", f"record {position} broke a rule and is skipped by everybody")
+
+
+# --- strata -------------------------------------------------------------------------------------------------------------
+
+
+def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
+    added = known.added
+    name = stratum_name(added.kind, added.id)
+    try:
+        reader = StratumReader(walk.core.storage, walk.core.keyring, added.kind, added.id)
+    except (CorruptionError, StorageError) as error:
+        yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
+        return
+    try:
+        yield from _check_open_stratum(walk, known, reader)
+    finally:
+        reader.close()
+
+
+def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> Iterator[Finding]:
+    added = known.added
+    size = reader.size()
+    if size < added.length:
+        detail = f"the file has {size} bytes, and the log says {added.length}"
+        yield _finding("truncated", reader.name, detail, offset=size, readable="the grains before its end")
+    elif size > added.length and added.status not in (ACTIVE, CUT):
+        yield _finding("extended", reader.name, f"the file has {size} bytes, and the log says {added.length}", readable="all")
+    index: IndexReader | None = None
+    if added.status not in (ACTIVE, CUT):
+        try:
+            index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
+            rows = list(_rows(index))
+        except (CorruptionError, StorageError) as error:
+            yield _finding("index", reader.name, error, readable="every grain, after `basin repair`")
+            index, rows = None, []
+        expected = added.grain_count
+        if index is not None and added.kind != StratumKind.INDEX and len(rows) != expected:
+            detail = f"the index has {len(rows)} entries for {expected} grains"
+            yield _finding("index", reader.name, detail, readable="the grains that are in it")
+    if walk.read_data and size >= added.length:
+        yield from _check_bytes(walk, known, reader, index)
+
+
+def _rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
+    """Every entry of an index, verified page by page: (key, offset, length, stratum)."""
+    strata = index.directory.strata
+    for number in range(index.directory.page_count):
+        for key, offset, length, stratum, _, _ in index.rows(number):
+            yield key, offset, length, strata[stratum]
+
+
+def _check_bytes(
+    walk: _Walk, known: Stratum, reader: StratumReader, index: IndexReader | None
+) -> Iterator[Finding]:
+    """The hash of the file, then every grain, then the index against the grains."""
+    added = known.added
+    data = memoryview(reader.read_raw(0, added.length))
+    intact = blake3(data, max_threads=blake3.AUTO).digest() == added.hash
+    stop = reader.grains_end(added.length, finished=added.status not in (ACTIVE, CUT))
+    places: set[tuple[bytes, int, int]] = set()
+    damaged: list[bytes] = []
+    found_damage = False
+    for found in scan_grains(data, STRATUM_HEADER_SIZE, stop):
+        problem = _grain_problem(walk, reader, data, found)
+        if isinstance(found, GrainFound) and found.header.kind not in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
+            places.add((found.header.key, found.offset, found.header.stored_size))
+        if problem is None:
+            continue
+        found_damage = True
+        keys = _keys_at(walk, index, added.id, found)
+        damaged += keys
+        walk.damaged_keys.update(keys)
+        yield _finding(
+            "grain",
+            reader.name,
+            problem,
+            offset=found.offset,
+            content_keys=tuple(key.hex() for key in keys[:NAMES_LISTED_MAX]),
+            names=_names_of(walk, keys),
+            readable="every other grain of the file",
+        )
+    if not intact and not found_damage:
+        yield _finding("hash", reader.name, "the file does not have the hash that the log names", readable="every grain")
+    if index is not None and added.kind != StratumKind.INDEX:
+        yield from _compare_index(reader, index, places)
+
+
+def _grain_problem(
+    walk: _Walk, reader: StratumReader, data: memoryview, found: GrainFound | Damage
+) -> BasinError | None:
+    """What is wrong with one grain, after decrypting and decompressing it."""
+    if isinstance(found, Damage):
+        return CorruptionError(f"{reader.name} at byte {found.offset}: {found.reason}", offset=found.offset)
+    header = found.header
+    if header.kind == Kind.INDEX_PAGES:
+        return None
+    grain = bytes(data[found.offset : found.offset + header.stored_size])
+    try:
+        kind, payload = reader.decode_grain(grain, found.offset, header.key)
+        if kind == Kind.CLAST:
+            decode_clast(payload)
+        elif kind in _CONTENT_KINDS and blake3(payload.content).digest() != walk.core.keyring.grain_keys.content_key(
+            header.key
+        ):
+            return CorruptionError(f"{reader.name} at byte {found.offset}: the content is not what its key says")
+    except BasinError as error:
+        return error
+    return None
+
+
+def _compare_index(
+    reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]]
+) -> Iterator[Finding]:
+    try:
+        listed = {(key, offset, length) for key, offset, length, _ in _rows(index)}
+    except (CorruptionError, StorageError):
+        return
+    for key, offset, _ in sorted(places - listed):
+        detail = f"the grain {key.hex()} at byte {offset} is missing from the index"
+        yield _finding("index", reader.name, detail, offset=offset, readable="every grain, after `basin repair`")
+    for key, offset, _ in sorted(listed - places):
+        detail = f"the index points to {key.hex()} at byte {offset}, where no such grain is"
+        yield _finding("index", reader.name, detail, offset=offset, readable="every other grain")
+    for key, _, _ in places & listed:
+        if not index.directory.may_contain(key) or not any(True for _ in index.find(key)):
+            yield _finding("index", reader.name, f"the grain {key.hex()} is not found by the index")
+
+
+def _keys_at(walk: _Walk, index: IndexReader | None, identity: StratumId, found: GrainFound | Damage) -> list[bytes]:
+    """Content keys of what lies in a damaged stretch, as far as an index knows."""
+    content_key = walk.core.keyring.grain_keys.content_key
+    if isinstance(found, GrainFound):
+        return [content_key(found.header.key)]
+    indexes = [index] if index is not None else walk.core.locator.indexes
+    keys = []
+    for one in indexes:
+        try:
+            rows = list(_rows(one))
+        except (CorruptionError, StorageError):
+            continue
+        keys += [
+            content_key(key)
+            for key, offset, _, stratum in rows
+            if stratum == identity and found.offset <= offset < found.end
+        ]
+    return list(dict.fromkeys(keys))
+
+
+# --- merged indexes -----------------------------------------------------------------------------------------------------
+
+
+def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
+    """Each merged index holds as many entries of every stratum as the stratum has grains; with data, all of them."""
+    strata = walk.core.state.strata
+    for run in walk.core.state.index_runs:
+        name = stratum_name(StratumKind.INDEX, run.id)
+        counts: dict[StratumId, int] = {}
+        listed: dict[StratumId, set[tuple[bytes, int, int]]] = {}
+        try:
+            reader = walk.core.readers.get(StratumKind.INDEX, run.id)
+            for key, offset, length, stratum in _rows(IndexReader(reader, reader.directory(), PageCache(1 << 20))):
+                counts[stratum] = counts.get(stratum, 0) + 1
+                if walk.read_data:
+                    listed.setdefault(stratum, set()).add((key, offset, length))
+        except (CorruptionError, StorageError) as error:
+            yield _finding("index", name, error, readable="every grain, after `basin repair`")
+            continue
+        for identity in run.strata:
+            known = strata.get(identity)
+            if known is None:
+                continue
+            missing = known.added.grain_count - counts.get(identity, 0)
+            if missing > 0:
+                detail = f"{missing} grains of {identity} are missing from this index"
+                yield _finding("index", name, detail, readable="every grain, after `basin repair`")
+            elif walk.read_data:
+                yield from _compare_run(walk, name, known, listed.get(identity, set()))
+
+
+def _compare_run(walk: _Walk, name: str, known: Stratum, listed: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
+    """The entries of one stratum in a merged index, against its grains."""
+    try:
+        reader = walk.core.readers.get(known.added.kind, known.added.id)
+        places = set(scan_places(reader, known))
+    except (CorruptionError, StorageError):
+        return  # Reported with the stratum.
+    for key, offset, _ in sorted(places - listed):
+        detail = f"the grain {key.hex()} at byte {offset} of {known.added.id} is missing from this index"
+        yield _finding("index", name, detail, readable="every grain, after `basin repair`")
+
+
+def scan_places(reader: StratumReader, known: Stratum) -> Iterator[tuple[bytes, int, int]]:
+    """(grain key, offset, length) of every intact grain of a stratum that is not part of an index."""
+    added = known.added
+    data = memoryview(reader.read_raw(0, min(reader.size(), added.length)))
+    stop = min(len(data), reader.grains_end(added.length, finished=added.status not in (ACTIVE, CUT)))
+    for found in scan_grains(data, STRATUM_HEADER_SIZE, stop):
+        if isinstance(found, GrainFound) and found.header.kind not in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
+            yield found.header.key, found.offset, found.header.stored_size
+
+
+# --- names --------------------------------------------------------------------------------------------------------------
+
+
+def _check_names(walk: _Walk) -> Iterator[Finding]:
+    """Every run of names, and that everything that names refer to is there."""
+    core = walk.core
+    for run in core.state.name_runs:
+        name = stratum_name(StratumKind.META, run.id)
+        entries = 0
+        reader = open_run(run, core.readers, core.blocks)
+        if isinstance(reader, BrokenRun):
+            yield _finding("names", name, reader.error, readable="names in other runs and in the log")
+            continue
+        for number, first in enumerate(reader.directory.firsts):
+            try:
+                block = reader.block(number, keep=False)
+                check_versions(block)
+                if block.names[0] != first:
+                    raise CorruptionError(f"block {number} does not begin with the name that its directory says")
+                entries += len(block.names)
+                if not all(map(reader.directory.may_contain, block.names)):
+                    raise CorruptionError(f"block {number} holds names that the filter denies")
+            except (CorruptionError, StorageError) as error:
+                following = [*reader.directory.firsts, reader.directory.last][number + 1]
+                detail = f"{error} (names from {first[4:]!r} to {following[4:]!r})"
+                yield _finding("names", name, detail, names=(first[4:], following[4:]), readable="names outside of that range")
+                entries = run.entries
+        if entries != run.entries:
+            yield _finding("names", name, f"the run holds {entries} entries, and the log says {run.entries}")
+    yield from _check_references(walk)
+
+
+def _references(core: Core) -> Iterator[tuple[bytes, bytes]]:
+    """(full name, content key) of every visible reference and root."""
+    state, tables = core.current
+    roots = prefix_of(ROOTS_KEYSPACE)
+    for found in scan((), tables, b"", b"\xff" * 5, version_max=last_version(state.position), now_ms=0):
+        referring = set(found.references)
+        for row, name in enumerate(found.names):
+            if row in referring:
+                yield name, found.values[row]
+            elif name.startswith(roots):
+                yield name, name[len(roots) :]
+
+
+def _check_references(walk: _Walk) -> Iterator[Finding]:
+    """Everything referred to is in some index; large contents have all their parts."""
+    core = walk.core
+    try:
+        for batch in _batched(_references(core), 4096):
+            keys = [core.keyring.grain_keys.grain_key(key) for _, key in batch]
+            for (name, key), place in zip(batch, core.locator.find_many(keys), strict=True):
+                if place is None:
+                    if core.locator.broken:
+                        continue  # It may be in a stratum that was reported above.
+                    detail = f"the content {key.hex()} that {name[4:]!r} refers to is in no stratum"
+                    yield _finding("missing", "names", detail, names=(name[4:],), content_keys=(key.hex(),))
+                    continue
+                try:
+                    kind = core.locator.kind_of(place.stratum)
+                    missing = _missing_links(core, key) if kind == StratumKind.META else []
+                except (BasinError, KeyError):
+                    continue  # Reported with its stratum.
+                if missing:
+                    detail = f"{len(missing)} contents that {key.hex()} links to are in no stratum"
+                    yield _finding("missing", "names", detail, names=(name[4:],), content_keys=tuple(missing))
+    except (CorruptionError, StorageError):
+        return  # The runs of names or indexes that cannot be read were reported above.
+
+
+def _missing_links(core: Core, key: bytes) -> list[str]:
+    missing = []
+    for link in core.contents.links(key):
+        if core.locator.find(core.keyring.grain_keys.grain_key(link)) is None:
+            missing.append(link.hex())
+    return missing[:NAMES_LISTED_MAX]
+
+
+def _batched(items: Iterable[tuple[bytes, bytes]], size: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Names that refer to damaged contents, at most 100. Reads the names once for each finding: damage is rare."""
+    wanted = set(keys)
+    if not wanted:
+        return ()
+    names = []
+    try:
+        for name, key in _references(walk.core):
+            if key in wanted and len(names) < NAMES_LISTED_MAX:
+                names.append(name[4:])
+    except (CorruptionError, StorageError):
+        pass  # Names that cannot be read are findings of their own.
+    return tuple(names)
+
+
+def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
+    """Names whose content lies in a stratum, at most 100."""
+    names = []
+    core = walk.core
+    try:
+        for name, key in _references(core):
+            place = core.locator.find(core.keyring.grain_keys.grain_key(key))
+            if place is not None and place.stratum == identity and len(names) < NAMES_LISTED_MAX:
+                names.append(name[4:])
+    except (CorruptionError, StorageError, ContentNotFound, ObjectMissing):
+        pass  # As above.
+    return tuple(names)
+
+
+def _check_leftovers(core: Core) -> Iterator[Finding]:
+    """Files that no record names. Those of live sessions are no finding."""
+    for kind, identity, header in stored_strata(core):
+        if identity in core.state.strata or core.owns(identity):
+            continue
+        if header is None:
+            yield Finding("leftover", "warning", stratum_name(kind, identity), "a file without a whole header, in no record")
+        elif header.session not in core.state.sessions:
+            yield Finding("leftover", "warning", stratum_name(kind, identity), "a stratum of an ended session, in no record")
+
