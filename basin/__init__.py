@@ -11,12 +11,13 @@ Start with `basin.open`; `docs/glossary.md` has the words.
 from __future__ import annotations
 
 from basin import errors
-from basin.api import Database, ingest, open
+from basin.api import Database, ingest, open  # noqa: A004  # `basin.open`, as in `gzip.open`
 from basin.engine.basin import Change, LogEntry
 from basin.engine.ingest import Report, Ticket
 from basin.engine.options import Options
 from basin.engine.repair import RepairAction
 from basin.engine.secret import Secret
+from basin.engine.secrets import SlotInfo
 from basin.engine.verify import Finding
 from basin.errors import BasinError, Conflict
 from basin.terms import ContentKey, Head, PartAddress, Position, Ref
@@ -37,6 +38,7 @@ __all__ = [
     "RepairAction",
     "Report",
     "Secret",
+    "SlotInfo",
     "Ticket",
     "errors",
     "ingest",

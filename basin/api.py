@@ -42,8 +42,8 @@ from basin.errors import (
     ReadOnly,
     RollbackDetected,
 )
-from basin.format.record import Record, Slot
 from basin.format.layout import FORMAT_VERSION
+from basin.format.record import Record, Slot
 from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, encode_descriptor
 from basin.layers.blobs import Blobs
 from basin.storage.local import LocalStorage
@@ -102,7 +102,9 @@ class Database(Basin):
         The worker takes a secret of its own from where this handle's came from: a file, or the environment.
         """
         ticket = make_ticket(self._core, self.url, self._secret, self._options)
-        return ticket if self._core.keyring.profile == "encrypted" else dataclasses.replace(ticket, secret_source="open")
+        return (
+            ticket if self._core.keyring.profile == "encrypted" else dataclasses.replace(ticket, secret_source="open")
+        )
 
     def adopt(self, reports: Iterable[Report]) -> Position:
         """Commit what workers reported, in one record; returns its position."""
@@ -307,7 +309,9 @@ def check_head(core: Core, expected: Head) -> None:
     found = core.state.head
     if position > found.position:
         raise RollbackDetected(
-            f"this basin ends at position {found.position}, but {position} was seen before", expected=expected, found=found
+            f"this basin ends at position {found.position}, but {position} was seen before",
+            expected=expected,
+            found=found,
         )
     if position == found.position:
         at = found.hash

@@ -29,7 +29,7 @@ from basin.engine.keyspace import (
 )
 from basin.engine.log import Entry
 from basin.engine.repair import RepairAction, repair
-from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
+from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope
 from basin.engine.secrets import Secrets
 from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
@@ -164,7 +164,9 @@ class Batch(Names):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.position = self._scope.commit()
         else:
@@ -199,7 +201,9 @@ class View(Names):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -333,9 +337,7 @@ class Basin(Names):
         """
         numbers = {DEFAULT_KEYSPACE: ""}
         for entry in self._entries(since):
-            numbers.update(
-                {value["id"]: name.decode() for name, value in self._registry().scan() if name != _COUNTER}
-            )
+            numbers.update({value["id"]: name.decode() for name, value in self._registry().scan() if name != _COUNTER})
             for change in self._changes_of(entry):
                 number = int.from_bytes(change.name[:KEYSPACE_PREFIX_SIZE], "big")
                 if number == DEFAULT_KEYSPACE or number >= FIRST_USER_KEYSPACE:
@@ -397,9 +399,7 @@ class Basin(Names):
         self._core.require_open()
         return stats(self._core, self.url)
 
-    def check(
-        self, read_data: bool = True, *, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[Finding]:
+    def check(self, read_data: bool = True, *, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
         """Yield everything that is wrong: structure and indexes, with `read_data` every byte too. Changes nothing.
 
         `progress` is called with (bytes done, bytes in all).
@@ -435,7 +435,9 @@ class Basin(Names):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from basin.engine.index import IndexReader
 from basin.engine.names import Range, RunReader
@@ -92,9 +93,11 @@ def flush(core: Core) -> bool:
         core, [memtable_columns(table)], list(table.ranges), after=state.flushed, through=state.position
     )
     done = core.append(
-        lambda now: Record(0, 0, EMPTY_HASH, 0, name_runs_added=[run], strata_added=[added])
-        if now.flushed == state.flushed
-        else None
+        lambda now: (
+            Record(0, 0, EMPTY_HASH, 0, name_runs_added=[run], strata_added=[added])
+            if now.flushed == state.flushed
+            else None
+        )
     )
     if not done:
         core.delete_stratum(StratumKind.META, run.id)
@@ -168,7 +171,7 @@ def _merged_columns(
 ) -> Iterator[Columns]:
     """The entries of several runs, merged block by block."""
     blocks = [_block_entries(reader) for reader in readers]
-    waiting = [(entries, source) for source in blocks if (entries := next(source, None))]
+    waiting = [(entries, source) for source in blocks if (entries := next(source, []))]
     while waiting:
         pivot = min(entries[-1][0] for entries, _ in waiting)
         taken: list[_Entry] = []
@@ -176,12 +179,8 @@ def _merged_columns(
         for entries, source in waiting:
             cut = bisect_right(entries, pivot, key=_name_of)
             taken += entries[:cut]
-            left = entries[cut:] or next(source, None)
-            while left and left[0][0] == pivot:
-                # The versions of one name stand in one block each; the next block may begin with the pivot itself.
-                cut = bisect_right(left, pivot, key=_name_of)
-                taken += left[:cut]
-                left = left[cut:] or next(source, None)
+            # The versions of one name stand in one block, so the next block of a source begins behind the pivot.
+            left = entries[cut:] or next(source, [])
             if left:
                 rest.append((left, source))
         waiting = rest
@@ -211,9 +210,7 @@ def _entries_of(block: Block) -> list[_Entry]:
     return list(zip(block.names, inverted, kinds, block.values, expiries, strict=True))
 
 
-def _retained(
-    entries: list[_Entry], ranges: list[Range], floor: int, expired_ms: int, *, bottom: bool
-) -> list[_Entry]:
+def _retained(entries: list[_Entry], ranges: list[Range], floor: int, expired_ms: int, *, bottom: bool) -> list[_Entry]:
     """Drop what is superseded at or below the floor, and, at the bottom, deletions and expired entries."""
     kept: list[_Entry] = []
     name, settled = None, False
@@ -282,18 +279,20 @@ def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> 
     runs = {one.id for one in core.state.index_runs}
     removed = [identity for _, identity, _ in sources if identity in runs]
     done = core.append(
-        lambda now: Record(
-            0,
-            0,
-            EMPTY_HASH,
-            0,
-            index_runs_added=[run],
-            index_runs_removed=removed,
-            strata_added=[added],
-            strata_removed=removed,
+        lambda now: (
+            Record(
+                0,
+                0,
+                EMPTY_HASH,
+                0,
+                index_runs_added=[run],
+                index_runs_removed=removed,
+                strata_added=[added],
+                strata_removed=removed,
+            )
+            if all(one in now.strata for one in strata)
+            else None
         )
-        if all(one in now.strata for one in strata)
-        else None
     )
     for identity in removed if done else [run.id]:
         core.delete_stratum(StratumKind.INDEX, identity)
@@ -343,7 +342,7 @@ def _merge_entries(indexes: Sequence[IndexReader], strata: list[StratumId]) -> I
         yield sort_entries(join_entries(taken))
 
 
-def _next_part(source: Iterator[Entries], table: Entries) -> Entries | None:
+def _next_part(source: Iterator[Entries], table: npt.NDArray[np.uint16]) -> Entries | None:
     for part in source:
         if len(part):
             renumbered = part.copy()
@@ -406,17 +405,19 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
     gone = set(small)
     emptied = [run.id for run in core.state.index_runs if set(run.strata) <= gone]
     done = core.append(
-        lambda now: Record(
-            0,
-            0,
-            EMPTY_HASH,
-            0,
-            strata_added=[added],
-            strata_removed=[*small, *emptied],
-            index_runs_removed=emptied,
+        lambda now: (
+            Record(
+                0,
+                0,
+                EMPTY_HASH,
+                0,
+                strata_added=[added],
+                strata_removed=[*small, *emptied],
+                index_runs_removed=emptied,
+            )
+            if all(one in now.strata and not now.strata[one].condemned for one in small)
+            else None
         )
-        if all(one in now.strata and not now.strata[one].condemned for one in small)
-        else None
     )
     for identity in small if done else [writer.id]:
         core.delete_stratum(kind, identity)
@@ -475,4 +476,3 @@ def raise_floor(core: Core) -> None:
     floor = min(floor, state.position, *state.pins.values())
     if floor > state.floor:
         core.append(lambda now: Record(0, 0, EMPTY_HASH, 0, floor=floor) if floor > now.floor else None)
-

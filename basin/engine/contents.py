@@ -188,9 +188,7 @@ class Contents:
         payloads: Sequence[bytes] = plain
         if plain and max(map(len, plain)) >= COMPRESS_SIZE_MIN:
             new_sizes = [sizes[row] for row in rows]
-            packed = (
-                self._map_batch(self._compress_all, plain, new_sizes) if parallel else self._compress_all(plain)
-            )
+            packed = self._map_batch(self._compress_all, plain, new_sizes) if parallel else self._compress_all(plain)
             codecs, payloads = [codec for codec, _ in packed], [data for _, data in packed]
         start = 0
         with self.mutex:
@@ -202,7 +200,9 @@ class Contents:
                 self.stored_size += writer.offset - before
                 start = stop
 
-    def _map_batch(self, work: Callable[[Sequence[bytes]], list[Any]], items: Sequence[bytes], sizes: Sequence[int]) -> list[Any]:
+    def _map_batch(
+        self, work: Callable[[Sequence[bytes]], list[Any]], items: Sequence[bytes], sizes: Sequence[int]
+    ) -> list[Any]:
         """`work` over slices of `items` of about `_TASK_SIZE` bytes each, on the pool, in order."""
         slices, start, size = [], 0, 0
         for row, length in enumerate(sizes):
@@ -318,15 +318,14 @@ class Contents:
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
         places = self._locator.find_many(grain_keys)
         size = sum([place.length for place in places if place is not None])
-        if size < _PARALLEL_SIZE_MIN or self._options.worker_count == 1:
+        on_pool = threading.current_thread().name.startswith(_POOL_NAME)
+        if size < _PARALLEL_SIZE_MIN or self._options.worker_count == 1 or on_pool:
             return self._get_slice(keys, grain_keys, places)
         step = max(1, len(keys) * _TASK_SIZE // size)
-        tasks = [slice(at, at + step) for at in range(0, len(keys), step)]
+        starts = range(0, len(keys), step)
         results: list[bytes] = []
-        if threading.current_thread().name.startswith(_POOL_NAME):
-            return self._get_slice(keys, grain_keys, places)
         for part in self._executor().map(
-            lambda at: self._get_slice(keys[at], grain_keys[at], places[at]), tasks
+            lambda at: self._get_slice(keys[at : at + step], grain_keys[at : at + step], places[at : at + step]), starts
         ):
             results += part
         return results
@@ -474,4 +473,3 @@ class IterableSource:
             self._left = piece
         taken, self._left = self._left[:size], self._left[size:]
         return taken
-

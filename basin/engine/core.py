@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from basin.engine.compaction import upkeep
 from basin.engine.contents import Contents, Relied
@@ -36,7 +36,17 @@ from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
 from basin.engine.runs import write_batch_run
-from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, apply, first_version, fold, last_version, state_from_map
+from basin.engine.state import (
+    ACTIVE,
+    EMPTY_HASH,
+    FINISHED,
+    State,
+    apply,
+    first_version,
+    fold,
+    last_version,
+    state_from_map,
+)
 from basin.engine.writer import StratumWriter, stratum_name
 from basin.errors import (
     BasinClosed,
@@ -251,9 +261,7 @@ class Core:
 
     # --- pending changes ----------------------------------------------------------------------------------------------
 
-    def put_row(
-        self, name: bytes, kind: int, value: bytes, expiry_ms: int = 0, relied: Relied | None = None
-    ) -> None:
+    def put_row(self, name: bytes, kind: int, value: bytes, expiry_ms: int = 0, relied: Relied | None = None) -> None:
         """Change one full name: visible through this handle at once, durable with the next commit."""
         self.require_writable()
         with self._pending_mutex:
@@ -262,7 +270,9 @@ class Core:
                 self._pending.relied.update(relied)
         self._changed()
 
-    def put_rows(self, rows: Sequence[tuple[bytes, int, bytes]], expiry_ms: int = 0, relied: Relied | None = None) -> None:
+    def put_rows(
+        self, rows: Sequence[tuple[bytes, int, bytes]], expiry_ms: int = 0, relied: Relied | None = None
+    ) -> None:
         """`put_row` for many (name, kind, value), together, with what their contents rely on."""
         self.require_writable()
         with self._pending_mutex:
@@ -365,7 +375,8 @@ class Core:
     def _drain(self) -> None:
         """Commit everything queued, in groups. Under the commit mutex."""
         while self._queue:
-            group, size = [], 0
+            group: list[Pending] = []
+            size = 0
             while self._queue and len(group) < BATCHES_PER_RECORD_MAX and size < GROUP_SIZE_MAX:
                 pending = self._queue.popleft()
                 size += min(pending.names.size, BATCH_INLINE_MAX)
@@ -633,7 +644,9 @@ class Core:
             described, self._unlogged = self._unlogged, []
             return described
 
-    def commit_strata(self, strata: Sequence[StratumAdded], rows: Sequence[tuple[bytes, int, bytes]], relied: Relied) -> None:
+    def commit_strata(
+        self, strata: Sequence[StratumAdded], rows: Sequence[tuple[bytes, int, bytes]], relied: Relied
+    ) -> None:
         """Add finished strata of this session that workers wrote, and the names that refer to them, in one record."""
         with self.commit_mutex:
             self._unlogged += strata
@@ -693,9 +706,11 @@ class Core:
                 added = list(self._unlogged)
             session = self.session
             self.append(
-                lambda state: Record(0, 0, EMPTY_HASH, 0, strata_added=added, sessions_ended=[session])
-                if session in state.sessions
-                else None
+                lambda state: (
+                    Record(0, 0, EMPTY_HASH, 0, strata_added=added, sessions_ended=[session])
+                    if session in state.sessions
+                    else None
+                )
             )
             self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
             self.session = 0

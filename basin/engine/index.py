@@ -73,9 +73,7 @@ class IndexReader:
                 self.directory.verify_page(number, page)
             except CorruptionError as error:
                 name = self._reader.name
-                raise type(error)(
-                    f"{name}: {error.message}; run `basin repair`", object=name, offset=offset
-                ) from error
+                raise type(error)(f"{name}: {error.message}; run `basin repair`", object=name, offset=offset) from error
             self._verified[number] = 1
         self._cache.put(self.id, number, page)
         return page

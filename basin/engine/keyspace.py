@@ -61,6 +61,10 @@ class Scope(abc.ABC):
         """Set many rows (name, kind, value) together."""
 
     @abc.abstractmethod
+    def rely(self, relied: Relied) -> None:
+        """Contents were put without a name: they are committed with the rest."""
+
+    @abc.abstractmethod
     def delete_range(self, start: bytes, stop: bytes) -> None:
         """Delete the full names in [start, stop)."""
 
@@ -481,4 +485,3 @@ class _Values(AbstractValuesView[V]):
 
     def __iter__(self) -> Iterator[V]:
         return (value for _, value in self._names.scan())
-

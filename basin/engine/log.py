@@ -144,7 +144,9 @@ class FileLog:
         while segment <= last:
             if segment not in numbers:
                 raise CorruptionError(
-                    f"{segment_name(segment)} is missing; restore it from a copy", object=segment_name(segment), offset=0
+                    f"{segment_name(segment)} is missing; restore it from a copy",
+                    object=segment_name(segment),
+                    offset=0,
                 )
             header = self.header(segment)
             if segment != cursor.segment:

@@ -85,7 +85,9 @@ class RunReader:
                 if error.fields:
                     raise
                 name = self._reader.name
-                raise CorruptionError(f"{name} at byte {offset}: {error.message}", object=name, offset=offset) from error
+                raise CorruptionError(
+                    f"{name} at byte {offset}: {error.message}", object=name, offset=offset
+                ) from error
             if self.run.version:
                 block.version, block.versions = self.run.version, None
             if keep:
@@ -271,7 +273,9 @@ def _visible(chunk: Chunk, ranges: list[Range], now_ms: int) -> Found:
     """Drop deletions and expired rows, and what a newer range deletion covers."""
     if chunk.rows is None and not ranges:
         return Found(chunk.names, chunk.values, [])
-    names, values, references = [], [], []
+    names: list[bytes] = []
+    values: list[bytes] = []
+    references: list[int] = []
     for name, (version, kind, value, expiry_ms, _) in zip(chunk.names, chunk.as_rows(), strict=True):
         if kind == ENTRY_DELETE or (expiry_ms and expiry_ms <= now_ms):
             continue
@@ -344,9 +348,7 @@ def _merged(chunks: list[Chunk]) -> Chunk:
     return Chunk(names, [newest[name] for name in names], [], 0)
 
 
-def _memtable_chunks(
-    table: Memtable, start: bytes, stop: bytes, version_max: int, *, reverse: bool
-) -> Iterator[Chunk]:
+def _memtable_chunks(table: Memtable, start: bytes, stop: bytes, version_max: int, *, reverse: bool) -> Iterator[Chunk]:
     """Chunks of a memtable; names that come while we scan are newer than `version_max` and are skipped."""
     size = 16  # The first chunk is small: many scans want a few names only.
     while True:

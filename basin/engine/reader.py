@@ -248,4 +248,3 @@ class StratumReaders:
             for reader in self._readers.values():
                 reader.close()
             self._readers.clear()
-

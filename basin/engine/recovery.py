@@ -82,11 +82,11 @@ def revoke(core: Core, session: Position) -> None:
                 strata.append(added)
     strata += _unlogged_strata(core, session)
     core.append(
-        lambda state: Record(
-            0, 0, EMPTY_HASH, 0, sessions_revoked=[session], strata_added=strata, index_runs_added=runs
+        lambda state: (
+            Record(0, 0, EMPTY_HASH, 0, sessions_revoked=[session], strata_added=strata, index_runs_added=runs)
+            if session in state.sessions
+            else None
         )
-        if session in state.sessions
-        else None
     )
 
 
@@ -202,4 +202,3 @@ def _sweep_sessions(core: Core) -> int:
             core.storage.delete(f"{SESSION_FOLDER}/{name}")
             removed += 1
     return removed
-

@@ -71,9 +71,7 @@ def _repair_index_runs(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     if bad and not dry_run:
         removed = [run.id for run in bad]
         present = [identity for identity in removed if identity in core.state.strata]
-        core.append(
-            lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_removed=removed, strata_removed=present)
-        )
+        core.append(lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_removed=removed, strata_removed=present))
         for identity in removed:
             core.delete_stratum(StratumKind.INDEX, identity)
 
@@ -146,9 +144,7 @@ def _repair_indexes(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
         return
     run, added_index = write_index_run(core, strata, len(rows), [entries_of(rows)])
     core.append(
-        lambda _: Record(
-            0, 0, EMPTY_HASH, 0, index_runs_added=[run], strata_added=[added_index], damaged=damaged
-        )
+        lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_added=[run], strata_added=[added_index], damaged=damaged)
     )
 
 

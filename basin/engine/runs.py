@@ -42,6 +42,16 @@ class Columns(NamedTuple):
     values: Sequence[bytes]
     expiries: Sequence[int]
 
+    def part(self, start: int, stop: int) -> Columns:
+        """A stretch of the entries."""
+        return Columns(
+            self.names[start:stop],
+            self.versions[start:stop],
+            self.kinds[start:stop],
+            self.values[start:stop],
+            self.expiries[start:stop],
+        )
+
 
 class RunBuilder:
     """Writes sorted entries as blocks into a META stratum, and then their directory."""
@@ -70,7 +80,7 @@ class RunBuilder:
             stop = max(start + 1, bisect_right(ends, reached + NAMES_BLOCK_SIZE))
             while stop < len(names) and names[stop] == names[stop - 1]:
                 stop += 1
-            self._add_block(Columns(*[column[start:stop] for column in columns]))
+            self._add_block(columns.part(start, stop))
             start, reached = stop, ends[stop - 1]
         self._digests.extend(map(xxhash.xxh3_64_intdigest, names))
         self._version_min = min(self._version_min, min(columns.versions))
@@ -88,7 +98,9 @@ class RunBuilder:
         codec, data = compress(payload, self._compressor)
         return self._writer.append(kind, self._map.grain_key(blake3(payload).digest()), codec, 0, data)
 
-    def finish(self, ranges: list[tuple[bytes, bytes, int]], *, after: int, through: int) -> tuple[NameRun, StratumAdded]:
+    def finish(
+        self, ranges: list[tuple[bytes, bytes, int]], *, after: int, through: int
+    ) -> tuple[NameRun, StratumAdded]:
         """Write directory, index and footer, durably; returns how a record describes run and stratum."""
         words = max(1, self.entries // _NAMES_PER_FILTER_WORD)
         digests = np.frombuffer(self._digests, dtype=np.uint64) if self._digests else np.zeros(0, dtype=np.uint64)

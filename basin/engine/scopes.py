@@ -50,6 +50,9 @@ class HandleScope(Scope):
     def put_all(self, rows: list[tuple[bytes, int, bytes]], expiry_ms: int, relied: Relied) -> None:
         self.core.put_rows(rows, expiry_ms, relied)
 
+    def rely(self, relied: Relied) -> None:
+        self.core.rely(relied)
+
     def delete_range(self, start: bytes, stop: bytes) -> None:
         self.core.delete_rows(start, stop)
 
@@ -249,9 +252,11 @@ class ViewScope(Scope):
     def put_all(self, rows: list[tuple[bytes, int, bytes]], expiry_ms: int, relied: Relied) -> None:
         self.require_writable()
 
+    def rely(self, relied: Relied) -> None:
+        self.require_writable()
+
     def delete_range(self, start: bytes, stop: bytes) -> None:
         self.require_writable()
 
     def exclusively(self, work: Callable[[Scope], Any]) -> Any:
         raise ReadOnly("a view is read-only")
-

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from basin.engine.core import Core
 
 
-class SecretInfo(NamedTuple):
+class SlotInfo(NamedTuple):
     """One key slot. `kind` is "passphrase" or "key-file"; `valid` says that the log names it; `problem` what is wrong."""
 
     slot_id: str
@@ -28,7 +28,7 @@ class SecretInfo(NamedTuple):
     generations: tuple[int, ...]
     valid: bool
     current: bool
-    problem: str
+    problem: str | None
 
 
 class Secrets:
@@ -41,20 +41,20 @@ class Secrets:
         if self._core.keyring.profile == "open":
             raise InvalidArgument("an open basin has no secrets")
 
-    def list(self) -> list[SecretInfo]:
+    def list(self) -> list[SlotInfo]:
         """The slots, sorted by id; empty in an open basin. `current` is the one this handle was opened with."""
         core = self._core
         core.refresh()
         own = core.keyring.slot.slot_id if core.keyring.slot is not None else ""
         return [
-            SecretInfo(
+            SlotInfo(
                 slot.slot_id,
                 slot.kind,
                 slot.created_ms,
                 tuple(slot.generations),
                 slot.slot_id in core.state.slots,
                 slot.slot_id == own,
-                "" if slot.problem is None else str(slot.problem),
+                None if slot.problem is None else str(slot.problem),
             )
             for slot in (list_slots(core.storage, core.keyring.basin_id) if core.keyring.profile != "open" else [])
         ]
@@ -94,9 +94,11 @@ class Secrets:
         if len(core.state.slots) == 1:
             raise InvalidArgument("the last key slot cannot be removed: nothing would open the basin", slot_id=slot_id)
         if not core.append(
-            lambda state: Record(0, 0, EMPTY_HASH, 0, slots_removed=[slot_id])
-            if slot_id in state.slots and len(state.slots) > 1
-            else None
+            lambda state: (
+                Record(0, 0, EMPTY_HASH, 0, slots_removed=[slot_id])
+                if slot_id in state.slots and len(state.slots) > 1
+                else None
+            )
         ):
             raise Conflict(f"key slot {slot_id} was changed meanwhile", slot_id=slot_id)
         remove_slot(core.storage, core.keyring.basin_id, slot_id)

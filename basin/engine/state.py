@@ -211,9 +211,7 @@ def _revive(strata: dict[StratumId, Stratum], condemns: dict[Position, list[Stra
         strata[identity] = strata[identity]._replace(condemned=0)
 
 
-def _add_stratum(
-    strata: dict[StratumId, Stratum], added: StratumAdded, record: Record, position: Position
-) -> None:
+def _add_stratum(strata: dict[StratumId, Stratum], added: StratumAdded, record: Record, position: Position) -> None:
     """A new stratum, or the next length or status of an active one."""
     known = strata.get(added.id)
     owners = {record.session, *record.sessions_revoked, *record.sessions_ended}

@@ -114,7 +114,12 @@ def _check_slots(core: Core) -> Iterator[Finding]:
             detail = "this key slot is not in the log: a leftover, or planted; it gets no new keys"
             yield Finding("slot", "warning", name, detail)
     for generation, problem in core.keyring.problems().items():
-        yield _finding("generation", str(problem.fields.get("object", "keys")), problem, readable=f"all but generation {generation}")
+        yield _finding(
+            "generation",
+            str(problem.fields.get("object", "keys")),
+            problem,
+            readable=f"all but generation {generation}",
+        )
 
 
 def _check_checkpoints(core: Core) -> Iterator[Finding]:
@@ -135,7 +140,9 @@ def _check_log(core: Core) -> Iterator[Finding]:
             for entry in core.log.follow(start):
                 if entry.record.previous != previous:
                     yield _finding(
-                        "log", segment_name(entry.end.segment), f"record {entry.position} does not follow the one before"
+                        "log",
+                        segment_name(entry.end.segment),
+                        f"record {entry.position} does not follow the one before",
                     )
                 previous = entry.hash
         except (CorruptionError, StorageError) as error:
@@ -169,7 +176,9 @@ def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> I
         detail = f"the file has {size} bytes, and the log says {added.length}"
         yield _finding("truncated", reader.name, detail, offset=size, readable="the grains before its end")
     elif size > added.length and added.status not in (ACTIVE, CUT):
-        yield _finding("extended", reader.name, f"the file has {size} bytes, and the log says {added.length}", readable="all")
+        yield _finding(
+            "extended", reader.name, f"the file has {size} bytes, and the log says {added.length}", readable="all"
+        )
     index: IndexReader | None = None
     if added.status not in (ACTIVE, CUT):
         try:
@@ -194,9 +203,7 @@ def _rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
             yield key, offset, length, strata[stratum]
 
 
-def _check_bytes(
-    walk: _Walk, known: Stratum, reader: StratumReader, index: IndexReader | None
-) -> Iterator[Finding]:
+def _check_bytes(walk: _Walk, known: Stratum, reader: StratumReader, index: IndexReader | None) -> Iterator[Finding]:
     """The hash of the file, then every grain, then the index against the grains."""
     added = known.added
     data = memoryview(reader.read_raw(0, added.length))
@@ -225,7 +232,9 @@ def _check_bytes(
             readable="every other grain of the file",
         )
     if not intact and not found_damage:
-        yield _finding("hash", reader.name, "the file does not have the hash that the log names", readable="every grain")
+        yield _finding(
+            "hash", reader.name, "the file does not have the hash that the log names", readable="every grain"
+        )
     if index is not None and added.kind != StratumKind.INDEX:
         yield from _compare_index(reader, index, places)
 
@@ -253,9 +262,7 @@ def _grain_problem(
     return None
 
 
-def _compare_index(
-    reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]]
-) -> Iterator[Finding]:
+def _compare_index(reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
     try:
         listed = {(key, offset, length) for key, offset, length, _ in _rows(index)}
     except (CorruptionError, StorageError):
@@ -369,7 +376,9 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
             except (CorruptionError, StorageError) as error:
                 following = [*reader.directory.firsts, reader.directory.last][number + 1]
                 detail = f"{error} (names from {first[4:]!r} to {following[4:]!r})"
-                yield _finding("names", name, detail, names=(first[4:], following[4:]), readable="names outside of that range")
+                yield _finding(
+                    "names", name, detail, names=(first[4:], following[4:]), readable="names outside of that range"
+                )
                 entries = run.entries
         if entries != run.entries:
             yield _finding("names", name, f"the run holds {entries} entries, and the log says {run.entries}")
@@ -433,7 +442,7 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
     wanted = set(keys)
     if not wanted:
         return ()
-    names = []
+    names: list[bytes] = []
     try:
         for name, key in _references(walk.core):
             if key in wanted and len(names) < NAMES_LISTED_MAX:
@@ -445,7 +454,7 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
 
 def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
     """Names whose content lies in a stratum, at most 100."""
-    names = []
+    names: list[bytes] = []
     core = walk.core
     try:
         for name, key in _references(core):
@@ -463,7 +472,10 @@ def _check_leftovers(core: Core) -> Iterator[Finding]:
         if identity in core.state.strata or core.owns(identity):
             continue
         if header is None:
-            yield Finding("leftover", "warning", stratum_name(kind, identity), "a file without a whole header, in no record")
+            yield Finding(
+                "leftover", "warning", stratum_name(kind, identity), "a file without a whole header, in no record"
+            )
         elif header.session not in core.state.sessions:
-            yield Finding("leftover", "warning", stratum_name(kind, identity), "a stratum of an ended session, in no record")
-
+            yield Finding(
+                "leftover", "warning", stratum_name(kind, identity), "a stratum of an ended session, in no record"
+            )

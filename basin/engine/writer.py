@@ -38,8 +38,8 @@ from basin.format.layout import (
     Kind,
     StratumKind,
 )
-from basin.format.stratum import StratumFooter, StratumHeader, encode_footer, encode_header
 from basin.format.record import StratumAdded
+from basin.format.stratum import StratumFooter, StratumHeader, encode_footer, encode_header
 from basin.storage.protocol import AppendFile, Storage
 from basin.terms import Location, StratumId
 
@@ -248,9 +248,7 @@ class StratumWriter:
     def finish_with(self, directory: Location) -> None:
         """Write a footer that points to an index directory appended before; sync, and close."""
         self.flush()
-        footer = StratumFooter(
-            directory.offset, directory.length, self.grain_count, self.offset, self._hasher.digest()
-        )
+        footer = StratumFooter(directory.offset, directory.length, self.grain_count, self.offset, self._hasher.digest())
         self._write(encode_footer(footer))
         self.sync()
         self.close()

@@ -55,7 +55,8 @@ class NameEntry(NamedTuple):
 @dataclass(slots=True)
 class Block:
     """A decoded block: parallel columns. `kinds`, `versions` and `expiries` are None when all are inline puts, of
-    `version`, that never expire."""
+    `version`, that never expire.
+    """
 
     names: list[bytes]
     values: list[bytes]

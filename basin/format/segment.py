@@ -74,8 +74,8 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     """Read and verify the first 128 bytes of a segment."""
     if len(data) < SEGMENT_HEADER_SIZE:
         raise TruncatedStratum("a log segment is shorter than its header")
-    magic, version, _, _, basin_id, segment, position, digest, previous_end, _, checksum = (
-        SEGMENT_HEADER.unpack_from(data)
+    magic, version, _, _, basin_id, segment, position, digest, previous_end, _, checksum = SEGMENT_HEADER.unpack_from(
+        data
     )
     if magic != SEGMENT_MAGIC:
         raise CorruptionError("a log segment does not start with its magic bytes")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 from basin.engine.basin import Names
 from basin.engine.contents import Contents, Relied, Source
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
-from basin.engine.scopes import BatchScope, HandleScope
 from basin.errors import ContentNotFound, InvalidArgument, ReadOnly
 from basin.format.clast import Clast
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, KEYSPACE_PREFIX_SIZE
@@ -79,7 +78,7 @@ class Blobs:
     def _keep(self, keys: Sequence[bytes], relied: Relied, *, root: bool) -> None:
         if root:
             self._scope.put_all([(_PREFIX + key, ENTRY_INLINE, b"") for key in keys], 0, relied)
-        elif isinstance(self._scope, (HandleScope, BatchScope)):
+        else:
             self._scope.rely(relied)
 
     def put_many(self, items: Iterable[Data], *, root: bool = True) -> list[ContentKey]:
