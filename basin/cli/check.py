@@ -14,7 +14,7 @@ import click
 
 from basin.cli.common import Command, Target, pass_target
 from basin.cli.failures import EXIT_DAMAGE
-from basin.cli.output import print_json, print_line, printable, wants_json
+from basin.cli.output import bytes_field, print_json, print_line, printable, wants_json
 from basin.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check(target: Target, *, no_data: bool) -> None:
     """
     counts = {"damage": 0, "warning": 0, "info": 0}
     with target.open("r") as db, Progress("checking") as progress:
-        for finding in db.check(read_data=not no_data):
+        for finding in db.check(read_data=not no_data, progress=progress.show):
             counts[finding.severity] += 1
             with progress.hidden():
                 _print_finding(finding)
@@ -45,18 +45,20 @@ def check(target: Target, *, no_data: bool) -> None:
 
 def _print_finding(finding: Finding) -> None:
     if wants_json():
-        print_json(asdict(finding))
+        print_json(asdict(finding) | {"names": [bytes_field("name", name) for name in finding.names]})
         return
-    parts = [finding.severity, printable(finding.kind), printable(finding.object), printable(finding.detail)]
+    parts = [finding.severity, finding.kind, finding.object, finding.detail.removeprefix(f"{finding.object} ")]
     if finding.names:
-        parts.append(_names_shown(finding.names))
-    print_line("  ".join(part for part in parts if part))
+        parts.append(f"(names: {_names_shown(finding.names)})")
+    if finding.readable:
+        parts.append(f"(still readable: {finding.readable})")
+    print_line("  ".join(printable(part) for part in parts))
 
 
 def _names_shown(names: tuple[bytes, ...]) -> str:
     shown = ", ".join(printable(name) for name in names[:_NAMES_SHOWN_MAX])
     more = len(names) - _NAMES_SHOWN_MAX
-    return f"(names: {shown}{f' and {more} more; --json lists all' if more > 0 else ''})"
+    return f"{shown}{f' and {more} more; see --json' if more > 0 else ''}"
 
 
 def _verdict(damage: int, warnings: int) -> str:

@@ -81,7 +81,7 @@ def warn(message: str) -> None:
 def describe(error: BasinError) -> str:
     """The error's text and, where the command line knows more than the engine, what to do."""
     advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), None)
-    return f"{error}; {advice}" if advice else str(error)
+    return f"{error}; {advice}" if advice and "`basin " not in str(error) else str(error)
 
 
 def reason(error: OSError) -> str:

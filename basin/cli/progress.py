@@ -35,9 +35,13 @@ class Progress:
 
     def advance(self, size: int) -> None:
         """Say that `size` more bytes are done."""
-        self._done += size
+        self.show(self._done + size, self._total)
+
+    def show(self, done: int, total: int | None) -> None:
+        """Say how many bytes are done, of how many."""
+        self._done, self._total = done, total
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -78,10 +82,16 @@ class Progress:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
         from rich.progress import Progress as RichProgress
 
-        columns = [TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
-        if self._total is not None:
-            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
-        bar = RichProgress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
+        bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+            redirect_stdout=False,
+        )
         bar.add_task(self._label, total=self._total, completed=self._done)
         bar.start()
         return bar

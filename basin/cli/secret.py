@@ -104,11 +104,13 @@ def list_slots(target: Target) -> None:
                 "kind": slot.kind,
                 "created": time_text(slot.created_ms),
                 "generations": slot.generations,
-                "problem": None if slot.problem is None else str(slot.problem),
+                "valid": slot.valid,
+                "current": slot.current,
+                "problem": slot.problem,
             }
         )
 
 
 def _cells(slot: SlotInfo) -> tuple[str, ...]:
-    problem = "good" if slot.problem is None else printable(str(slot.problem))
-    return slot.slot_id, slot.kind, time_text(slot.created_ms), problem
+    state = "current" if slot.current else "valid" if slot.valid else "unknown to the log"
+    return slot.slot_id, slot.kind, time_text(slot.created_ms), printable(slot.problem or state)

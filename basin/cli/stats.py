@@ -19,6 +19,7 @@ def stats(target: Target) -> None:
     """Show counts and sizes. Reads no content."""
     with target.open("r") as db:
         numbers = db.stats()
+    numbers.pop("written", None)  # by this handle, which has only been opened
     if wants_json():
         print_json(numbers)
     else:

@@ -28,7 +28,7 @@ from basin.engine.keyring import Keyring
 from basin.engine.options import Options
 from basin.engine.reader import StratumReader, StratumReaders
 from basin.engine.writer import StratumWriter
-from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing
+from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
 from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
 from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links
@@ -39,6 +39,8 @@ Relied: TypeAlias = dict[bytes, StratumId]
 
 _PARALLEL_SIZE_MIN: Final = 256 << 10
 """Below this many bytes a batch is done before a second thread has woken up."""
+_PARALLEL_ITEM_MIN: Final = 2 << 10
+"""Below this mean size threads wait for the interpreter's lock more than they work."""
 _TASK_SIZE: Final = 128 << 10
 _contexts = threading.local()
 
@@ -149,7 +151,7 @@ class Contents:
         total = sum(sizes)
         if sizes and max(sizes) > self._options.part_max:
             return [self.put(content, relied) for content in contents]
-        parallel = total >= _PARALLEL_SIZE_MIN and self._options.worker_count > 1
+        parallel = self._is_parallel(total, len(sizes))
         keys = self._map_batch(_hash_all, contents, sizes) if parallel else _hash_all(contents)
         joined = self._map.grain_keys(b"".join(keys))
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
@@ -171,6 +173,10 @@ class Contents:
         self.found_count += len(contents) - len(rows)
         self.found_size += found_size
         return keys
+
+    def _is_parallel(self, size: int, count: int) -> bool:
+        """Whether a batch is worth the pool."""
+        return size >= _PARALLEL_SIZE_MIN and size >= _PARALLEL_ITEM_MIN * count and self._options.worker_count > 1
 
     def _append_new(
         self,
@@ -253,14 +259,14 @@ class Contents:
     def get(self, key: bytes) -> bytes:
         """The whole content; raise `ContentNotFound`. A clast is put together in memory."""
         grain_key = self._map.grain_key(key)
-        place = self._locator.find(grain_key)
+        place = self._locator.place(grain_key)
         if place is not None:
-            try:
-                content = self._reader_of(place).read_content(place.offset, place.length, grain_key)
-            except ObjectMissing:
-                content = None
-            if content is not None and (self._sealed or blake3(content).digest() == key):
+            content = self._read_plain(place, grain_key, key)
+            if content is not None:
                 return content
+        return self._get_whole(key)
+
+    def _get_whole(self, key: bytes) -> bytes:
         kind, payload = self.grain(key)
         if kind != Kind.CLAST:
             return payload.content
@@ -269,6 +275,20 @@ class Contents:
         if blake3(content, max_threads=self._options.worker_count).digest() != key:
             raise ChecksumMismatch(f"the parts of {key.hex()} do not make up its content", object=key.hex(), offset=0)
         return content
+
+    def _read_plain(self, place: tuple[StratumId, int, int], grain_key: bytes, key: bytes) -> bytes | None:
+        """The content at `place` if that is a plain grain in an open file; None: `grain` must look closer."""
+        stratum, offset, length = place
+        reader = self._readers.opened(stratum)
+        if reader is None:
+            return None
+        try:
+            content = reader.read_content(offset, length, grain_key)
+        except (ObjectMissing, TruncatedStratum):
+            return None  # Removed, or not yet handed to the operating system.
+        if content is not None and (self._sealed or blake3(content).digest() == key):
+            return content
+        return None
 
     def grain(self, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
@@ -319,7 +339,7 @@ class Contents:
         places = self._locator.find_many(grain_keys)
         size = sum([place.length for place in places if place is not None])
         on_pool = threading.current_thread().name.startswith(_POOL_NAME)
-        if size < _PARALLEL_SIZE_MIN or self._options.worker_count == 1 or on_pool:
+        if on_pool or not self._is_parallel(size, len(keys)):
             return self._get_slice(keys, grain_keys, places)
         step = max(1, len(keys) * _TASK_SIZE // size)
         starts = range(0, len(keys), step)
@@ -335,15 +355,8 @@ class Contents:
     ) -> list[bytes]:
         contents = []
         for key, grain_key, place in zip(keys, grain_keys, places, strict=True):
-            content = None
-            if place is not None:
-                try:
-                    content = self._reader_of(place).read_content(place.offset, place.length, grain_key)
-                except ObjectMissing:
-                    content = None
-            if content is None or (not self._sealed and blake3(content).digest() != key):
-                content = self.get(key)
-            contents.append(content)
+            content = None if place is None else self._read_plain(place, grain_key, key)
+            contents.append(self._get_whole(key) if content is None else content)
         return contents
 
     def links(self, key: bytes) -> list[bytes]:

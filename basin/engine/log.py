@@ -270,8 +270,7 @@ class FileLog:
         if mark is not None and (mark.segment, mark.offset) != (cursor.segment, cursor.offset):
             return None
         try:
-            file = self._open_segment(cursor, previous_hash, continues=mark is not None)
-            start = file.offset
+            file, start = self._open_segment(cursor, previous_hash, continues=mark is not None)
             file.append(frame)
             if sync:
                 file.sync()
@@ -283,8 +282,10 @@ class FileLog:
         self._lock.write(encode_watermark(mark))
         return end
 
-    def _open_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> AppendFile:
-        """The file whose end is `cursor`, or a new segment that cuts the old one there.
+    def _open_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> tuple[AppendFile, int]:
+        """The file whose end is `cursor`, or a new segment that cuts the old one there; and where its end is.
+
+        The handle's own `offset` does not know of what other processes appended.
 
         Whether a new one is needed depends on the watermark and on file sizes alone, which only grow: an appender that
         dies right after creating a segment has decided what the next one decides too.
@@ -296,11 +297,11 @@ class FileLog:
                     self._drop_appender()
                     self._appender = self._storage.append_to(segment_name(cursor.segment), cursor.offset)
                     self._appender_segment = cursor.segment
-                return self._appender
+                return self._appender, cursor.offset
             self._drop_appender()
             following = cursor.segment + 1
             if following not in self.segments():
-                return self._new_segment(cursor, previous_hash, continues=continues)
+                return self._new_segment(cursor, previous_hash, continues=continues), SEGMENT_HEADER_SIZE
             header = self.header(following)
             if header.previous_end != cursor.offset or header.first_position != cursor.position + 1:
                 name = segment_name(following)
@@ -328,6 +329,11 @@ class FileLog:
         name = segment_name(segment)
         header = SegmentHeader(self._basin_id, segment, cursor.position + 1, previous_hash, cursor.offset)
         self._storage.put_if_absent(name, encode_segment_header(header))
+        if not continues and self._lock is not None:
+            # From here on nothing counts in this boot but what was synced: a record whose sync fails would look whole
+            # to whoever scans, until the power is cut.
+            mark = Watermark(self._boot_id, segment, SEGMENT_HEADER_SIZE, cursor.position, False)
+            self._lock.write(encode_watermark(mark))
         self._appender = self._storage.append_to(name, SEGMENT_HEADER_SIZE)
         self._appender_segment = segment
         return self._appender

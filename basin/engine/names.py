@@ -9,11 +9,13 @@ a scan's cost is that of the blocks it touches. Readers take a `Tables` once and
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import Final, NamedTuple, TypeAlias
 
@@ -57,16 +59,34 @@ class BlockCache:
 
 
 class RunReader:
-    """One sorted run of names."""
+    """One sorted run of names.
 
-    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCache) -> None:
-        """Read the run's directory: one read."""
+    A run that cannot be opened fails whoever looks a name up in it, and nobody else: contents stay readable, and a run
+    that was merged away meanwhile is not missed by those who follow the log past it.
+    """
+
+    def __init__(self, run: NameRun, readers: StratumReaders, cache: BlockCache) -> None:
+        """Open the stratum and read the run's directory: two reads."""
         self.run = run
-        self._reader = reader
+        self._readers = readers
         self._cache = cache
-        self.directory: NamesDirectory = decode_directory(self._content(run.directory_offset, run.directory_length))
-        version = run.version
-        self.ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self.directory.ranges]
+        # Opened now, if it can be: a file that is deleted later goes on being readable.
+        with contextlib.suppress(CorruptionError, ObjectMissing):
+            _ = self.directory
+
+    @cached_property
+    def _reader(self) -> StratumReader:
+        return self._readers.get(StratumKind.META, self.run.id)
+
+    @cached_property
+    def directory(self) -> NamesDirectory:
+        """What leads to the blocks. Raises `CorruptionError`, `ObjectMissing`."""
+        return decode_directory(self._content(self.run.directory_offset, self.run.directory_length))
+
+    @cached_property
+    def ranges(self) -> list[Range]:
+        """The range deletions of the run."""
+        return [(start, stop, self.run.version or at) for start, stop, at in self.directory.ranges]
 
     def _content(self, offset: int, length: int) -> bytes:
         grain = self._reader.read_raw(offset, length)
@@ -121,7 +141,7 @@ class BrokenRun(RunReader):
         self.error = error
 
     @property
-    def directory(self) -> NamesDirectory:  # type: ignore[override]  # raising instead of answering is the point
+    def directory(self) -> NamesDirectory:
         """Raise the error that opening raised."""
         raise self.error
 
@@ -157,7 +177,7 @@ def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
 def open_run(run: NameRun, readers: StratumReaders, cache: BlockCache) -> RunReader:
     """Open a run that the state lists; one that is damaged or missing becomes a `BrokenRun`."""
     try:
-        return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+        return RunReader(run, readers, cache)
     except (CorruptionError, ObjectMissing) as error:
         return BrokenRun(run, error)
 

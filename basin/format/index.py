@@ -240,6 +240,15 @@ class IndexDirectory:
             stop += 1
         return range(max(0, start - 1), stop)
 
+    def only_page_for(self, key: bytes) -> int:
+        """The one page that may hold `key`, or -1 where there may be none, or several (ask `pages_for`)."""
+        prefix = int.from_bytes(key[:4], "big")
+        firsts = self._firsts
+        start = bisect_left(firsts, prefix)
+        if start < self.page_count and firsts[start] == prefix:
+            return -1
+        return start - 1
+
     def page_extent(self, number: int) -> tuple[int, int]:
         """(offset in the stratum, size in bytes) of a page."""
         offset = self._first_offset + number * PAGE_SIZE + (number // PAGES_PER_GRAIN + 1) * GRAIN_HEADER_SIZE

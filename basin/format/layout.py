@@ -80,6 +80,8 @@ STRATUM_GRAINS_MAX: Final = 1 << 17
 
 INDEX_ENTRY: Final = struct.Struct("<32sIIHBB")
 INDEX_ENTRY_SIZE: Final = 44
+ENTRY_PLACE: Final = struct.Struct("<IIHH")
+"""An index entry behind its key: offset, length, stratum, kind and flags."""
 PAGE_ENTRIES: Final = 93
 """93 entries of 44 bytes are 4,092: the most that fit a 4 KiB page."""
 PAGE_SIZE: Final = PAGE_ENTRIES * INDEX_ENTRY_SIZE

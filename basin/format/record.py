@@ -340,7 +340,7 @@ def encode_record(record: Record) -> bytes:
     return packed
 
 
-def unpack_map(payload: bytes) -> dict[str, Any]:
+def unpack_map(payload: bytes) -> dict[Any, Any]:
     """A MessagePack map with text keys, or `CorruptionError`. Strict, and bounded by the payload's own size."""
     try:
         fields = msgpack.unpackb(payload, raw=False, strict_map_key=False, use_list=True)

@@ -131,7 +131,7 @@ class Blobs:
 
     def _refreshed(self, address: Address) -> bytes:
         self._core.maybe_refresh()
-        return self._key(address)
+        return address.digest if type(address) is ContentKey else self._key(address)
 
     def __getitem__(self, address: Address) -> bytes:
         """The whole content in memory; raise `ContentNotFound`."""
