@@ -87,8 +87,8 @@ def test_a_secret_for_an_open_basin_is_an_error(run: Run) -> None:
 
 def test_list_shows_the_slots_and_no_secret(run: Run, keyed: dict[str, str]) -> None:
     (slot,) = map(json.loads, run("secret", "list", "--json", **keyed).stdout.splitlines())
-    assert set(slot) == {"slot", "kind", "created", "generations", "problem"}
-    assert slot["problem"] is None
+    assert set(slot) == {"slot", "kind", "created", "generations", "valid", "current", "problem"}
+    assert (slot["valid"], slot["current"], slot["problem"]) == (True, True, None)
     assert run("secret", "list", **keyed).stdout.split("\t")[0] == slot["slot"]
 
 
