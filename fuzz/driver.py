@@ -41,7 +41,7 @@ def fuzz(name: str, arguments: list[str]) -> None:
     """Fuzz until `arguments` say stop; the process ends with code 0 if nothing was found."""
     import atheris
 
-    with atheris.instrument_imports(include=["basin"]):
+    with atheris.instrument_imports(include=["basin.format", "basin.engine.state"]):
         from basin.errors import BasinError
 
         one_input = load_target(name).one_input

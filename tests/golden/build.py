@@ -41,13 +41,15 @@ def expected_numbers() -> dict[int, object]:
 def fill(folder: Path, profile: Profile) -> None:
     """One golden basin, in three sessions."""
     secret = basin.Secret.from_passphrase(PASSPHRASE) if profile == "encrypted" else None
-    with basin.open(folder, mode="x", secret=secret, profile=profile, part_max=65_536, part_size=16_384) as db:
+    with basin.open(
+        folder, mode="x", secret=secret, profile=profile, part_max=65_536, part_size=16_384, reserve_size=0
+    ) as db:
         db.put_many(NUMBERED.items())
         db.put(b"", b"the empty name")
         db.put(b"small", SMALL)
-    with basin.open(folder, mode="w", secret=secret, memtable_size=65_536) as db:
+    with basin.open(folder, mode="w", secret=secret, memtable_size=65_536, reserve_size=0) as db:
         fill_again(db)
-    with basin.open(folder, mode="w", secret=secret) as db:
+    with basin.open(folder, mode="w", secret=secret, reserve_size=0) as db:
         if profile == "encrypted":
             key_file = basin.Secret.generate()
             key_file.to_file(FOLDER / KEY_FILE)
