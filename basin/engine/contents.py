@@ -360,11 +360,16 @@ class Contents:
         return contents
 
     def links(self, key: bytes) -> list[bytes]:
-        """Union of the links of all grains of a key."""
+        """Union of the links of all grains of a key; raise `ContentNotFound`, and what keeps a stratum from being searched."""
         grain_key = self._map.grain_key(key)
         union: dict[bytes, None] = {}
+        found = False
         for place in self._locator.find_all(grain_key):
+            found = True
             union.update(dict.fromkeys(self._read(place, grain_key)[1].links))
+        self._require_all_indexes()
+        if not found:
+            raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
         return list(union)
 
     def _read_any(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:

@@ -243,14 +243,17 @@ class Core:
     def _next(self, state: State, tables: Tables, record: Record, record_hash: bytes) -> tuple[State, Tables]:
         """State and tables after one stored record."""
         following, counts = fold(state, record, record_hash)
-        if counts:
-            _apply_names(tables.memtables[0], record.batches, following.position)
-        if following.name_runs is not state.name_runs:
-            memtables = tables.memtables
-            if following.flushed != state.flushed:
-                memtables = _without_flushed(memtables, last_version(following.flushed))
-            tables = Tables(memtables, self._open_runs(following.name_runs, tables.runs))
-        return following, tables
+        return following, self._next_tables(state, following, tables, record) if counts else tables
+
+    def _next_tables(self, state: State, following: State, tables: Tables, record: Record) -> Tables:
+        """The tables after a record that counts, which led from `state` to `following`."""
+        _apply_names(tables.memtables[0], record.batches, following.position)
+        if following.name_runs is state.name_runs:
+            return tables
+        memtables = tables.memtables
+        if following.flushed != state.flushed:
+            memtables = _without_flushed(memtables, last_version(following.flushed))
+        return Tables(memtables, self._open_runs(following.name_runs, tables.runs))
 
     def _publish(self, state: State, tables: Tables) -> None:
         if state.generation != self.keyring.generation:
@@ -512,11 +515,11 @@ class Core:
             flags=FRAME_FLAG_UNSYNCED if unsynced else 0,
         )
         digest = chain_hash(frame)
-        apply(state, record, digest)  # A record that everybody would skip is never written.
+        following = apply(state, record, digest)  # A record that everybody would skip is never written.
         end = self._append_frame(frame, record, sync=not unsynced)
         if end is None:
             raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
-        following, tables = self._next(state, self.current.tables, record, digest)
+        tables = self._next_tables(state, following, self.current.tables, record)
         if record.session_begun:
             self.session = following.position
         self.sequence = record.sequence

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from basin.engine.reader import StratumReader, StratumReaders
+from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.engine.state import ACTIVE, CUT, State
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, CorruptionError, ObjectMissing
@@ -162,7 +162,7 @@ class GrainLocator:
         covered: set[StratumId] = set()
         for run in state.index_runs:
             # A merged index that cannot be read is no loss: every stratum has its own.
-            with contextlib.suppress(CorruptionError, ObjectMissing):
+            with contextlib.suppress(*UNREADABLE):
                 wanted[run.id] = self._indexes.get(run.id) or self._open_index(StratumKind.INDEX, run.id)
                 covered.update(run.strata)
         scanned: dict[StratumId, tuple[int, dict[bytes, int]]] = {}
@@ -176,13 +176,13 @@ class GrainLocator:
                     wanted[identity] = self._own_finished.pop(identity)
                 continue
             if finished:
-                with contextlib.suppress(CorruptionError, ObjectMissing):
+                with contextlib.suppress(*UNREADABLE):
                     wanted[identity] = self._indexes.get(identity) or self._open_index(added.kind, identity)
                     continue
             try:
                 length = added.length - STRATUM_FOOTER_SIZE if finished else added.length
                 scanned[identity] = self._scan(added.kind, identity, length)
-            except (CorruptionError, ObjectMissing) as error:
+            except UNREADABLE as error:
                 self.broken[identity] = error
         self._indexes, self._scanned = wanted, scanned
         self._countable = dict.fromkeys(state.strata)

@@ -9,19 +9,17 @@ a scan's cost is that of the blocks it touches. Readers take a `Tables` once and
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import repeat
 from typing import Final, NamedTuple, TypeAlias
 
 from basin.engine.memtable import Memtable, Row
-from basin.engine.reader import StratumReader, StratumReaders
-from basin.errors import BasinError, CorruptionError, ObjectMissing
+from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
+from basin.errors import BasinError, CorruptionError
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, StratumKind
 from basin.format.names import Block, NamesDirectory, decode_block, decode_directory
 from basin.format.record import NameRun
@@ -59,34 +57,21 @@ class BlockCache:
 
 
 class RunReader:
-    """One sorted run of names.
+    """One sorted run of names."""
 
-    A run that cannot be opened fails whoever looks a name up in it, and nobody else: contents stay readable, and a run
-    that was merged away meanwhile is not missed by those who follow the log past it.
-    """
-
-    def __init__(self, run: NameRun, readers: StratumReaders, cache: BlockCache) -> None:
-        """Open the stratum and read the run's directory: two reads."""
+    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCache) -> None:
+        """Read the run's directory: one read."""
         self.run = run
-        self._readers = readers
+        self._reader = reader
         self._cache = cache
-        # Opened now, if it can be: a file that is deleted later goes on being readable.
-        with contextlib.suppress(CorruptionError, ObjectMissing):
-            _ = self.directory
+        self._directory = decode_directory(self._content(run.directory_offset, run.directory_length))
+        version = run.version
+        self.ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self.directory.ranges]
 
-    @cached_property
-    def _reader(self) -> StratumReader:
-        return self._readers.get(StratumKind.META, self.run.id)
-
-    @cached_property
+    @property
     def directory(self) -> NamesDirectory:
-        """What leads to the blocks. Raises `CorruptionError`, `ObjectMissing`."""
-        return decode_directory(self._content(self.run.directory_offset, self.run.directory_length))
-
-    @cached_property
-    def ranges(self) -> list[Range]:
-        """The range deletions of the run."""
-        return [(start, stop, self.run.version or at) for start, stop, at in self.directory.ranges]
+        """Where the blocks lie."""
+        return self._directory
 
     def _content(self, offset: int, length: int) -> bytes:
         grain = self._reader.read_raw(offset, length)
@@ -116,7 +101,7 @@ class RunReader:
 
     def find(self, name: bytes, version_max: int) -> Row | None:
         """The newest row of `name` at or below `version_max`."""
-        directory = self.directory
+        directory = self._directory
         if not directory.may_contain(name):
             return None
         number = directory.block_for(name)
@@ -141,7 +126,7 @@ class BrokenRun(RunReader):
         self.error = error
 
     @property
-    def directory(self) -> NamesDirectory:
+    def directory(self) -> NamesDirectory:  # type: ignore[override]  # raising instead of answering is the point
         """Raise the error that opening raised."""
         raise self.error
 
@@ -177,8 +162,8 @@ def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
 def open_run(run: NameRun, readers: StratumReaders, cache: BlockCache) -> RunReader:
     """Open a run that the state lists; one that is damaged or missing becomes a `BrokenRun`."""
     try:
-        return RunReader(run, readers, cache)
-    except (CorruptionError, ObjectMissing) as error:
+        return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+    except UNREADABLE as error:
         return BrokenRun(run, error)
 
 

@@ -21,7 +21,9 @@ from basin.errors import (
     BasinError,
     ChecksumMismatch,
     CorruptionError,
+    ObjectMissing,
     TruncatedStratum,
+    UnsupportedVersion,
 )
 from basin.format.grain import associated_data, verify_grain
 from basin.format.index import IndexDirectory
@@ -39,6 +41,9 @@ from basin.format.payload import Payload, decode_payload, decompress
 from basin.format.stratum import StratumFooter, StratumHeader, decode_footer, decode_header
 from basin.storage.protocol import ReadFile, Storage
 from basin.terms import StratumId
+
+UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
+"""Why a stratum that the log lists cannot be read. Others still can: whoever catches these calls nothing absent."""
 
 _KEY_AT: Final = 12
 _NONCE_TAIL: Final = bytes(4)

@@ -18,8 +18,6 @@ Rules (each found necessary by an explicit-state model; numbers as in the design
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from basin.errors import Conflict, CorruptionError
@@ -71,24 +69,23 @@ class Mark(NamedTuple):
     time_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """All that the log says at `position`, but for the names themselves. Never changed in place."""
 
     position: Position = 0
     hash: bytes = EMPTY_HASH
     time_ms: int = 0
-    sessions: dict[int, int] = field(default_factory=dict)
+    sessions: dict[int, int] = {}  # noqa: RUF012  # never changed in place
     """Live sessions and the last sequence number of each."""
-    strata: dict[StratumId, Stratum] = field(default_factory=dict)
-    condemns: dict[Position, list[StratumId]] = field(default_factory=dict)
+    strata: dict[StratumId, Stratum] = {}  # noqa: RUF012  # never changed in place
+    condemns: dict[Position, list[StratumId]] = {}  # noqa: RUF012  # never changed in place
     name_runs: tuple[NameRun, ...] = ()
     index_runs: tuple[IndexRun, ...] = ()
     flushed: Position = 0
     floor: Position = 0
     expire_through_ms: int = 0
-    pins: dict[bytes, Position] = field(default_factory=dict)
-    slots: dict[str, bytes] = field(default_factory=dict)
+    pins: dict[bytes, Position] = {}  # noqa: RUF012  # never changed in place
+    slots: dict[str, bytes] = {}  # noqa: RUF012  # never changed in place
     generation: int = 0
     damaged: frozenset[bytes] = frozenset()
     marks: tuple[Mark, ...] = ()
@@ -107,7 +104,7 @@ def fold(state: State, record: Record, record_hash: bytes) -> tuple[State, bool]
     except Conflict:
         position = state.position + 1
         voids = (*state.voids, position)
-        return dataclasses.replace(state, position=position, hash=record_hash, voids=voids), False
+        return state._replace(position=position, hash=record_hash, voids=voids), False
 
 
 def apply(state: State, record: Record, record_hash: bytes) -> State:
@@ -136,7 +133,7 @@ def apply(state: State, record: Record, record_hash: bytes) -> State:
     if not state.marks or record.time_ms - state.marks[-1].time_ms >= _MARK_EVERY_MS:
         kept = tuple(mark for mark in state.marks if mark.position >= state.floor)
         changed["marks"] = (*kept, Mark(position, record.time_ms))
-    return dataclasses.replace(state, **changed)
+    return state._replace(**changed)
 
 
 def _apply_session(state: State, record: Record, position: Position) -> dict[int, int]:

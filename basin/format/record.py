@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -323,17 +324,16 @@ _SHORT: Final = {
     "damaged": "dmg",
 }
 """Names of the fields in the map: short, because a commit of one small name should be one small write."""
-_ALWAYS: Final = ("session", "sequence", "previous", "time_ms", "rules")
+_ALWAYS: Final = frozenset({"s", "q", "p", "t", "r"})
+_SHORT_NAMES: Final = tuple(_SHORT.values())
+_values_of: Final = attrgetter(*_SHORT)
 _LONG: Final = {short: name for name, short in _SHORT.items()}
 
 
 def encode_record(record: Record) -> bytes:
     """The payload of a record's frame."""
-    fields: dict[str, Any] = {}
-    for name, short in _SHORT.items():
-        value = getattr(record, name)
-        if value or name in _ALWAYS:
-            fields[short] = value
+    values = zip(_SHORT_NAMES, _values_of(record), strict=True)
+    fields: dict[str, Any] = {short: value for short, value in values if value or short in _ALWAYS}
     if record.batches:
         fields["b"] = [batch.to_list() for batch in record.batches]
     packed: bytes = msgpack.packb(fields, use_bin_type=True)
