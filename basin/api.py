@@ -258,6 +258,8 @@ def _create(storage: Storage, url: str, secret: Secret | None, profile: str | No
             "creating a basin needs a secret, or profile='open' for one that is not encrypted (not both)", url=url
         )
     if _strangers(storage):
+        if storage.exists(DESCRIPTOR_NAME):  # Somebody else created the basin since we looked.
+            return storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
         raise NotABasin(f"{url} is a folder with other files in it and no basin: choose an empty one", url=url)
     descriptor = Descriptor(
         format=FORMAT_VERSION,
@@ -280,8 +282,8 @@ def _create(storage: Storage, url: str, secret: Secret | None, profile: str | No
 
 
 def _strangers(storage: Storage) -> list[str]:
-    """Files and folders that a basin which was never finished would not have."""
-    folders = set(storage.list_folders("")) - {"keys", "tmp", "log", "data", "meta", "index", "checkpoint", "session"}
+    """Files and folders that a basin which was never finished would not have: a log without a descriptor lost it."""
+    folders = set(storage.list_folders("")) - {"keys", "tmp"}
     return sorted(folders | set(storage.list("")))
 
 

@@ -29,8 +29,11 @@ from basin.format.record import (
     StratumAdded,
     index_run,
     name_run,
+    plain_bytes,
+    plain_text,
     stratum_added,
     stratum_id,
+    unsigned,
 )
 from basin.terms import Head, Position, StratumId
 
@@ -315,25 +318,25 @@ def state_from_map(fields: dict[str, Any]) -> State:
         strata = {}
         for added, relied, condemned in fields["strata"]:
             described = stratum_added(added)
-            strata[described.id] = Stratum(described, int(relied), int(condemned))
+            strata[described.id] = Stratum(described, unsigned(relied), unsigned(condemned))
         return State(
-            position=int(fields["position"]),
-            hash=bytes(fields["hash"]),
-            time_ms=int(fields["time_ms"]),
-            sessions={int(session): int(sequence) for session, sequence in fields["sessions"]},
+            position=unsigned(fields["position"]),
+            hash=plain_bytes(fields["hash"]),
+            time_ms=unsigned(fields["time_ms"]),
+            sessions={unsigned(session): unsigned(sequence) for session, sequence in fields["sessions"]},
             strata=strata,
-            condemns={int(at): [stratum_id(one) for one in listed] for at, listed in fields["condemns"]},
+            condemns={unsigned(at): [stratum_id(one) for one in listed] for at, listed in fields["condemns"]},
             name_runs=tuple(name_run(run) for run in fields["name_runs"]),
             index_runs=tuple(index_run(run) for run in fields["index_runs"]),
-            flushed=int(fields["flushed"]),
-            floor=int(fields["floor"]),
-            expire_through_ms=int(fields["expire_through_ms"]),
-            pins={bytes(identity): int(pinned) for identity, pinned in fields["pins"]},
-            slots={str(identity): bytes(public) for identity, public in fields["slots"]},
-            generation=int(fields["generation"]),
-            damaged=frozenset(bytes(key) for key in fields["damaged"]),
-            marks=tuple(Mark(int(position), int(time_ms)) for position, time_ms in fields["marks"]),
-            voids=tuple(int(position) for position in fields["voids"]),
+            flushed=unsigned(fields["flushed"]),
+            floor=unsigned(fields["floor"]),
+            expire_through_ms=unsigned(fields["expire_through_ms"]),
+            pins={plain_bytes(identity): unsigned(pinned) for identity, pinned in fields["pins"]},
+            slots={plain_text(identity): plain_bytes(public) for identity, public in fields["slots"]},
+            generation=unsigned(fields["generation"]),
+            damaged=frozenset(plain_bytes(key) for key in fields["damaged"]),
+            marks=tuple(Mark(unsigned(position), unsigned(time_ms)) for position, time_ms in fields["marks"]),
+            voids=tuple(unsigned(position) for position in fields["voids"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError("a checkpoint is malformed") from error

@@ -181,8 +181,8 @@ class Batch:
                 _names(reference_names),
                 _bytes_list(reference_keys),
                 _names(deletes),
-                {_name(name): _integer(moment) for name, moment in expiries.items()},
-                _bytes(run),
+                {_name(name): unsigned(moment) for name, moment in expiries.items()},
+                plain_bytes(run),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise CorruptionError("a batch in a log record is malformed") from error
@@ -373,13 +373,15 @@ def decode_record(payload: bytes) -> Record:
     return record
 
 
-def _integer(value: Any) -> int:
+def unsigned(value: Any) -> int:
+    """An integer of 64 bits out of decoded MessagePack, or `ValueError`."""
     if type(value) is not int or not 0 <= value < 1 << 64:
         raise ValueError("not an unsigned integer")
     return value
 
 
-def _bytes(value: Any) -> bytes:
+def plain_bytes(value: Any) -> bytes:
+    """Bytes out of decoded MessagePack, or `ValueError`."""
     if type(value) is not bytes:
         raise ValueError("not bytes")
     return value
@@ -391,7 +393,8 @@ def _name(value: Any) -> bytes:
     return value
 
 
-def _text(value: Any) -> str:
+def plain_text(value: Any) -> str:
+    """Text out of decoded MessagePack, or `ValueError`."""
     if type(value) is not str:
         raise ValueError("not text")
     return value
@@ -430,29 +433,29 @@ def _stratum_ids(values: Any) -> list[StratumId]:
 def stratum_added(value: Any) -> StratumAdded:
     """A `StratumAdded` out of decoded MessagePack, or `ValueError`."""
     identity, kind, status, length, count, digest, generation, session = value
-    numbers = [_integer(number) for number in (kind, status, length, count)]
+    numbers = [unsigned(number) for number in (kind, status, length, count)]
     return StratumAdded(
         stratum_id(identity),
         numbers[0],
         numbers[1],
         numbers[2],
         numbers[3],
-        _bytes(digest),
-        _integer(generation),
-        _integer(session),
+        plain_bytes(digest),
+        unsigned(generation),
+        unsigned(session),
     )
 
 
 def name_run(value: Any) -> NameRun:
     """A `NameRun` out of decoded MessagePack, or `ValueError`."""
     identity, *numbers = value
-    return NameRun(stratum_id(identity), *[_integer(number) for number in numbers])
+    return NameRun(stratum_id(identity), *[unsigned(number) for number in numbers])
 
 
 def index_run(value: Any) -> IndexRun:
     """An `IndexRun` out of decoded MessagePack, or `ValueError`."""
     identity, entries, strata = value
-    return IndexRun(stratum_id(identity), _integer(entries), _stratum_ids(strata))
+    return IndexRun(stratum_id(identity), unsigned(entries), _stratum_ids(strata))
 
 
 def _pairs(kind: Any, first: Any, second: Any) -> Any:
@@ -460,11 +463,11 @@ def _pairs(kind: Any, first: Any, second: Any) -> Any:
 
 
 _DECODERS: Final[dict[str, Any]] = {
-    "session": _integer,
-    "sequence": _integer,
-    "previous": _bytes,
-    "time_ms": _integer,
-    "rules": _integer,
+    "session": unsigned,
+    "sequence": unsigned,
+    "previous": plain_bytes,
+    "time_ms": unsigned,
+    "rules": unsigned,
     "batches": lambda values: [Batch.from_list(value) for value in values],
     "strata_added": lambda values: [stratum_added(value) for value in values],
     "strata_removed": _stratum_ids,
@@ -473,19 +476,19 @@ _DECODERS: Final[dict[str, Any]] = {
     "name_runs_removed": _stratum_ids,
     "index_runs_added": lambda values: [index_run(value) for value in values],
     "index_runs_removed": _stratum_ids,
-    "condemned": _pairs(Condemn, _integer, _stratum_ids),
+    "condemned": _pairs(Condemn, unsigned, _stratum_ids),
     "revived": _stratum_ids,
-    "killed": _pairs(Kill, _integer, _stratum_ids),
+    "killed": _pairs(Kill, unsigned, _stratum_ids),
     "session_begun": _boolean,
-    "sessions_ended": lambda values: [_integer(value) for value in values],
-    "sessions_revoked": lambda values: [_integer(value) for value in values],
-    "pins_added": _pairs(Pin, _bytes, _integer),
+    "sessions_ended": lambda values: [unsigned(value) for value in values],
+    "sessions_revoked": lambda values: [unsigned(value) for value in values],
+    "pins_added": _pairs(Pin, plain_bytes, unsigned),
     "pins_removed": _bytes_list,
-    "floor": _integer,
-    "expire_through_ms": _integer,
-    "slots_added": _pairs(Slot, _text, _bytes),
-    "slots_removed": lambda values: [_text(value) for value in values],
-    "generation": _integer,
+    "floor": unsigned,
+    "expire_through_ms": unsigned,
+    "slots_added": _pairs(Slot, plain_text, plain_bytes),
+    "slots_removed": lambda values: [plain_text(value) for value in values],
+    "generation": unsigned,
     "damaged": _bytes_list,
 }
 
