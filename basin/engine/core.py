@@ -130,6 +130,7 @@ class Core:
         self.commit_mutex = threading.RLock()
         self.tickets = 0
         self.upkeep_problem: BasinError | None = None
+        self._unreported: BasinError | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._writers: dict[StratumKind, StratumWriter] = {}
@@ -313,6 +314,7 @@ class Core:
         """Commit what waits, durably; returns the position of the log afterwards."""
         self.require_open()
         if self.poisoned is not None:
+            self._unreported = None
             raise self.poisoned
         with self.commit_mutex:
             own = self._enqueue()
@@ -357,9 +359,12 @@ class Core:
         """Commit what waits, every interval, until the handle closes."""
         while not self._timer_wake.wait(self.options.sync_interval_s):
             if self._pending and self.poisoned is None and not self.closed:
-                # A failure has poisoned the handle: whoever uses it next is told. A busy lock is tried again.
-                with contextlib.suppress(BasinError):
+                try:
                     self.commit_pending()
+                except StorageUnavailable:
+                    continue  # The changes wait on; the next round tries again.
+                except BasinError as error:
+                    self._unreported = error  # Whoever uses the handle next, or closes it, is told.
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -425,7 +430,8 @@ class Core:
                             name_runs_added=[pending.run for pending in accepted if pending.run],
                             relied=relied,
                             revived=revived,
-                        )
+                        ),
+                        sync=self.options.sync != "never",
                     )
         self._settle_strata(added)
         for pending in group:
@@ -489,7 +495,7 @@ class Core:
             )
         return needed, revived
 
-    def _append_record(self, record: Record) -> None:
+    def _append_record(self, record: Record, *, sync: bool = True) -> None:
         """Complete, check and append a record. Under commit mutex and log lock, caught up."""
         state = self.state
         if self.session and self.session not in state.sessions:
@@ -505,18 +511,17 @@ class Core:
         else:
             record.session_begun, record.session, record.sequence = True, 0, 1
             self._lock_session(state.position + 1)
-        unsynced = self.options.sync == "never"
         frame = self.cipher.seal(
             RECORD_MAGIC,
             state.position + 1,
             encode_record(record),
             generation=self.keyring.generation,
             randomness=os.urandom(32),
-            flags=FRAME_FLAG_UNSYNCED if unsynced else 0,
+            flags=0 if sync else FRAME_FLAG_UNSYNCED,
         )
         digest = chain_hash(frame)
         following = apply(state, record, digest)  # A record that everybody would skip is never written.
-        end = self._append_frame(frame, record, sync=not unsynced)
+        end = self._append_frame(frame, record, sync=sync)
         if end is None:
             raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
         tables = self._next_tables(state, following, self.current.tables, record)
@@ -697,6 +702,8 @@ class Core:
         timer = self._timer
         if timer is not None and timer is not threading.current_thread():
             timer.join()
+        if self._unreported is not None:
+            raise self._unreported
 
     def _end_session(self) -> None:
         with self.commit_mutex:
@@ -742,6 +749,7 @@ class Core:
         """Raise `BasinClosed`, `ReadOnly`, or `BasinPoisoned`."""
         self.require_open()
         if self.poisoned is not None:
+            self._unreported = None
             raise self.poisoned
         if not self.writable:
             raise ReadOnly("this handle was opened for reading")

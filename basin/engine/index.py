@@ -23,7 +23,15 @@ from basin.engine.state import ACTIVE, CUT, State
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, CorruptionError, ObjectMissing
 from basin.format.index import ENTRY, Entries, IndexDirectory, IndexEntry, decode_page, find_in_page
-from basin.format.layout import ENTRY_PLACE, INDEX_ENTRY_SIZE, PAGE_SIZE, STRATUM_FOOTER_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
+from basin.format.layout import (
+    ENTRY_PLACE,
+    INDEX_ENTRY_SIZE,
+    PAGE_SIZE,
+    STRATUM_FOOTER_SIZE,
+    STRATUM_HEADER_SIZE,
+    Kind,
+    StratumKind,
+)
 from basin.format.scan import Damage, scan_grains
 from basin.terms import CONTENT_KEY_SIZE, Location, StratumId
 

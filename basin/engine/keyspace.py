@@ -86,6 +86,8 @@ class Order(NamedTuple):
 
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+    end_of_prefix: Callable[[bytes], bytes]
+    """The first full name behind all those that start with a given one."""
 
 
 class Values(NamedTuple):
@@ -124,9 +126,10 @@ def _decode_json(data: bytes) -> Any:
 
 
 ORDERS: Final[dict[str, Order]] = {
-    "bytes": Order(_encode_name, lambda data: data),
-    "u64": Order(encode_u64, decode_u64),
-    "tuple": Order(encode_tuple, decode_tuple),
+    "bytes": Order(_encode_name, lambda data: data, lambda low: end_of(low)),
+    "u64": Order(encode_u64, decode_u64, lambda low: end_of(low)),
+    # A zero byte within text or bytes is followed by FF, the end of an element never is.
+    "tuple": Order(encode_tuple, decode_tuple, lambda low: low + b"\xff"),
 }
 VALUES: Final[dict[str, Values]] = {
     "bytes": Values(_encode_bytes, lambda data: data),
@@ -274,7 +277,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         low, high = self._prefix, self._end
         if prefix is not None:
             low = self._full(prefix)
-            high = min(high, end_of(low) or high)
+            high = min(high, self._order.end_of_prefix(low))
         if start is not None:
             low = max(low, self._full(start))
         if stop is not None:

@@ -134,7 +134,7 @@ class FileLog:
         the caller and are skipped without decrypting them.
         """
         mark = self.current_watermark()
-        if mark is not None and (mark.segment, mark.offset) == (cursor.segment, cursor.offset):
+        if mark is not None and mark.position == cursor.position:
             return
         numbers = [number for number in self.segments() if number >= cursor.segment]
         if not numbers and mark is None and cursor == START:
@@ -267,8 +267,10 @@ class FileLog:
         if not self._lock_held or self._lock is None:
             raise ReadOnly("the log is appended to only while its lock is held")
         mark = self.current_watermark()
-        if mark is not None and (mark.segment, mark.offset) != (cursor.segment, cursor.offset):
-            return None
+        if mark is not None:
+            if mark.position != cursor.position:
+                return None
+            cursor = Cursor(mark.segment, mark.offset, mark.position)  # Perhaps in a segment that is still empty.
         try:
             file, start = self._open_segment(cursor, previous_hash, continues=mark is not None)
             file.append(frame)
@@ -301,7 +303,7 @@ class FileLog:
             self._drop_appender()
             following = cursor.segment + 1
             if following not in self.segments():
-                return self._new_segment(cursor, previous_hash, continues=continues), SEGMENT_HEADER_SIZE
+                return self._new_segment(cursor, previous_hash, is_durable=is_durable), SEGMENT_HEADER_SIZE
             header = self.header(following)
             if header.previous_end != cursor.offset or header.first_position != cursor.position + 1:
                 name = segment_name(following)
@@ -321,9 +323,9 @@ class FileLog:
             self._reader.close()
         self._reader = None
 
-    def _new_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> AppendFile:
+    def _new_segment(self, cursor: Cursor, previous_hash: bytes, *, is_durable: bool) -> AppendFile:
         """Create the next segment, durably, and open it for appending."""
-        if not continues and cursor.segment:
+        if not is_durable and cursor.segment:
             self._sync_old(cursor.segment)
         segment = cursor.segment + 1
         name = segment_name(segment)
@@ -339,7 +341,7 @@ class FileLog:
         return self._appender
 
     def _sync_old(self, segment: int) -> None:
-        """Without a watermark, what was scanned may not have been synced by whoever wrote it."""
+        """Make the old segment durable: its last writer did not sync, or nothing says that it did."""
         name = segment_name(segment)
         reader = self._storage.open(name)
         try:

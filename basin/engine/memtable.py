@@ -94,7 +94,7 @@ class Memtable:
     def put_all(self, changes: Sequence[tuple[bytes, int, bytes]], expiry_ms: int = 0) -> None:
         """`put` for many (name, kind, value)."""
         rows, version = self.rows, self.pending_version
-        self._fresh.extend([name for name, _, _ in changes if name not in rows])
+        self._fresh.extend(dict.fromkeys([name for name, _, _ in changes if name not in rows]))  # Each name once.
         size = ROW_OVERHEAD * len(changes)
         for name, kind, value in changes:
             rows[name] = (version, kind, value, expiry_ms, None)

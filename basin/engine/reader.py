@@ -47,9 +47,7 @@ UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
 
 _KEY_AT: Final = 12
 _NONCE_TAIL: Final = bytes(4)
-_PLAIN_BLOBS: Final = {
-    GRAIN_BODY.pack(0, Kind.BLOB, codec, 0, b"")[4:8]: codec for codec in (CODEC_STORED, CODEC_ZSTD)
-}
+_PLAIN_BLOBS: Final = {GRAIN_BODY.pack(0, Kind.BLOB, codec, 0, b"")[4:8]: codec for codec in (CODEC_STORED, CODEC_ZSTD)}
 """Header bytes 8..12 (kind, codec, flags) of the grains that `read_content` serves, and their codec."""
 _contexts = threading.local()
 
