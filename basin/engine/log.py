@@ -272,7 +272,7 @@ class FileLog:
                 return None
             cursor = Cursor(mark.segment, mark.offset, mark.position)  # Perhaps in a segment that is still empty.
         try:
-            file, start = self._open_segment(cursor, previous_hash, continues=mark is not None)
+            file, start = self._open_segment(cursor, previous_hash, mark)
             file.append(frame)
             if sync:
                 file.sync()
@@ -280,11 +280,11 @@ class FileLog:
             self._drop_appender()
             raise
         end = Cursor(self._appender_segment, start + len(frame), cursor.position + 1)
-        mark = Watermark(self._boot_id, end.segment, end.offset, end.position, not sync)
-        self._lock.write(encode_watermark(mark))
+        reached = Watermark(self._boot_id, end.segment, end.offset, end.position, not sync)
+        self._lock.write(encode_watermark(reached))
         return end
 
-    def _open_segment(self, cursor: Cursor, previous_hash: bytes, *, continues: bool) -> tuple[AppendFile, int]:
+    def _open_segment(self, cursor: Cursor, previous_hash: bytes, mark: Watermark | None) -> tuple[AppendFile, int]:
         """The file whose end is `cursor`, or a new segment that cuts the old one there; and where its end is.
 
         The handle's own `offset` does not know of what other processes appended.
@@ -293,7 +293,7 @@ class FileLog:
         dies right after creating a segment has decided what the next one decides too.
         """
         while True:
-            fits = continues and SEGMENT_HEADER_SIZE <= cursor.offset < SEGMENT_SIZE
+            fits = mark is not None and SEGMENT_HEADER_SIZE <= cursor.offset < SEGMENT_SIZE
             if fits and self._size(cursor.segment) == cursor.offset:
                 if self._appender is None or self._appender_segment != cursor.segment:
                     self._drop_appender()
@@ -303,7 +303,7 @@ class FileLog:
             self._drop_appender()
             following = cursor.segment + 1
             if following not in self.segments():
-                return self._new_segment(cursor, previous_hash, is_durable=is_durable), SEGMENT_HEADER_SIZE
+                return self._new_segment(cursor, previous_hash, mark), SEGMENT_HEADER_SIZE
             header = self.header(following)
             if header.previous_end != cursor.offset or header.first_position != cursor.position + 1:
                 name = segment_name(following)
@@ -323,19 +323,19 @@ class FileLog:
             self._reader.close()
         self._reader = None
 
-    def _new_segment(self, cursor: Cursor, previous_hash: bytes, *, is_durable: bool) -> AppendFile:
+    def _new_segment(self, cursor: Cursor, previous_hash: bytes, mark: Watermark | None) -> AppendFile:
         """Create the next segment, durably, and open it for appending."""
-        if not is_durable and cursor.segment:
+        if cursor.segment and (mark is None or mark.unsynced):
             self._sync_old(cursor.segment)
         segment = cursor.segment + 1
         name = segment_name(segment)
         header = SegmentHeader(self._basin_id, segment, cursor.position + 1, previous_hash, cursor.offset)
         self._storage.put_if_absent(name, encode_segment_header(header))
-        if not continues and self._lock is not None:
+        if mark is None and self._lock is not None:
             # From here on nothing counts in this boot but what was synced: a record whose sync fails would look whole
             # to whoever scans, until the power is cut.
-            mark = Watermark(self._boot_id, segment, SEGMENT_HEADER_SIZE, cursor.position, False)
-            self._lock.write(encode_watermark(mark))
+            start = Watermark(self._boot_id, segment, SEGMENT_HEADER_SIZE, cursor.position)
+            self._lock.write(encode_watermark(start))
         self._appender = self._storage.append_to(name, SEGMENT_HEADER_SIZE)
         self._appender_segment = segment
         return self._appender

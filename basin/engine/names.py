@@ -126,7 +126,7 @@ class BrokenRun(RunReader):
         self.error = error
 
     @property
-    def directory(self) -> NamesDirectory:  # type: ignore[override]  # raising instead of answering is the point
+    def directory(self) -> NamesDirectory:
         """Raise the error that opening raised."""
         raise self.error
 

@@ -108,11 +108,11 @@ class StratumReader:
         return self._file.size()
 
     def read_raw(self, offset: int, size: int) -> bytes:
-        """Bytes as stored, unverified."""
-        try:
-            return self._read(offset, size)
-        except TruncatedStratum as error:
-            raise self._named(error, offset) from error
+        """Bytes as stored, unverified. What the file does not have is not allocated either."""
+        have = self._file.size()
+        if not (0 <= offset <= have and 0 <= size <= have - offset):
+            raise self._named(TruncatedStratum(f"the file ends at {have}, {size} more bytes were expected"), offset)
+        return self._read(offset, size)
 
     def read_grain(self, offset: int, length: int, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain at `offset`, which must have the grain key `key`.

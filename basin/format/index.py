@@ -29,6 +29,7 @@ from basin.format.crypto import page_tag
 from basin.format.layout import (
     FILTER_GRAINS_PER_WORD,
     GRAIN_HEADER_SIZE,
+    GRAIN_SIZE_MAX,
     INDEX_DIRECTORY,
     INDEX_DIRECTORY_SIZE,
     INDEX_ENTRIES_MAX,
@@ -256,10 +257,19 @@ class IndexDirectory:
         return offset, entries * INDEX_ENTRY_SIZE
 
     def verify_page(self, number: int, page: bytes) -> None:
-        """Raise `AuthenticationFailed` unless `page` is what was written as that page of that stratum."""
+        """Raise `AuthenticationFailed` unless `page` is what was written as that page of that stratum.
+
+        Raises `CorruptionError` if an entry cannot be true: in an open basin a tag is only a checksum.
+        """
         expected = self._tags[number * PAGE_TAG_SIZE : (number + 1) * PAGE_TAG_SIZE]
         if not compare_digest(page_tag(self._tag_key, self._stratum_id, number, page), expected):
             raise AuthenticationFailed(f"page {number} of a grain index does not match its tag")
+        entries = np.frombuffer(page, dtype=ENTRY)
+        lengths = entries["length"]
+        if lengths.min() < GRAIN_HEADER_SIZE or lengths.max() > GRAIN_SIZE_MAX:
+            raise CorruptionError(f"page {number} of a grain index holds an impossible length")
+        if entries["stratum"].max() >= len(self.strata):
+            raise CorruptionError(f"page {number} of a grain index names a stratum that is not in its list")
 
 
 def find_in_page(page: bytes, key: bytes) -> Iterator[tuple[int, int, int, int, int]]:

@@ -63,6 +63,7 @@ GRAIN_BODY_SIZE: Final = 40
 GRAIN_LENGTH_MIN: Final = GRAIN_BODY_SIZE
 GRAIN_LENGTH_MAX: Final = 128 * MIB
 """Cap of the length field. Parts are at most 64 MiB (`Options.part_max`); the rest is room for long link lists."""
+GRAIN_SIZE_MAX: Final = GRAIN_LENGTH_MAX + 4
 CONTENT_SIZE_MAX: Final = 128 * MIB
 """Cap of one grain's decompressed payload."""
 
