@@ -61,6 +61,10 @@ class Scope(abc.ABC):
         """Set many rows (name, kind, value) together."""
 
     @abc.abstractmethod
+    def put_same(self, names: list[bytes], value: bytes, relied: Relied) -> None:
+        """Give many names the same inline value, together."""
+
+    @abc.abstractmethod
     def rely(self, relied: Relied) -> None:
         """Contents were put without a name: they are committed with the rest."""
 

@@ -29,6 +29,8 @@ _pending_versions = itertools.count(PENDING_VERSION_MIN)
 
 ROW_OVERHEAD: Final = 250
 """Bytes of dict slot, tuple, and two bytes objects of a row, measured with CPython 3.11."""
+SHARED_ROW_OVERHEAD: Final = 150
+"""The same of a row that others share: no tuple and no value of its own."""
 
 
 class Memtable:
@@ -66,6 +68,12 @@ class Memtable:
                 for name, value in zip(names, values, strict=True):
                     self._set(name, (version, kind, value, expiries.get(name, 0), get(name)))
                 continue
+            if len(names) > 1 and values.count(values[0]) == len(values) and rows.keys().isdisjoint(names):
+                # Roots come by the thousand and have no value: they share one row.
+                rows.update(dict.fromkeys(names, (version, kind, values[0], 0, None)))
+                fresh.extend(names)
+                size += sum(map(len, names)) + (len(values[0]) + SHARED_ROW_OVERHEAD) * len(names)
+                continue
             for name, value in zip(names, values, strict=True):
                 older = get(name)
                 if older is None:
@@ -101,6 +109,12 @@ class Memtable:
             size += len(name) + len(value)
         self.size += size
 
+    def put_same(self, names: Sequence[bytes], value: bytes) -> None:
+        """Give many names the same inline value."""
+        self._fresh.extend([name for name in names if name not in self.rows])
+        self.rows.update(dict.fromkeys(names, (self.pending_version, ENTRY_INLINE, value, 0, None)))
+        self.size += sum(map(len, names)) + (len(value) + SHARED_ROW_OVERHEAD) * len(names)
+
     def delete_range(self, start: bytes, stop: bytes) -> None:
         """Forget pending rows in [start, stop), and delete what lies beneath."""
         with self._mutex:
@@ -115,6 +129,10 @@ class Memtable:
     def to_batch(self) -> Batch:
         """The pending changes as a batch."""
         batch = Batch(ranges=[(start, stop) for start, stop, _ in self.ranges])
+        rows = list(self.rows.values())
+        if not any([row[1] != ENTRY_INLINE or row[3] for row in rows]):
+            batch.names, batch.values = list(self.rows), [row[2] for row in rows]
+            return batch
         for name, (_, kind, value, expiry_ms, _older) in self.rows.items():
             if kind == ENTRY_INLINE:
                 batch.names.append(name)
@@ -145,10 +163,8 @@ class Memtable:
             return [name for name, _ in zip(found, range(limit), strict=False)]
 
     def sorted_names(self) -> list[bytes]:
-        """All names, ascending."""
-        with self._mutex:
-            self._refresh()
-            return list(self._sorted)
+        """All names, ascending. Nobody writes meanwhile."""
+        return sorted(self.rows)
 
     def _refresh(self) -> None:
         """Take over the names that came since the last scan. Writers go on appending: a deque pops one at a time."""
