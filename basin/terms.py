@@ -6,6 +6,7 @@ Values only: no I/O, no clock, no randomness. Anybody may import this module. `d
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from basin.errors import InvalidArgument
@@ -34,6 +35,15 @@ class ContentKey:
         if type(digest) is not bytes or len(digest) != CONTENT_KEY_SIZE:
             raise InvalidArgument("a content key is made of 32 bytes")
         object.__setattr__(self, "digest", digest)
+
+    @classmethod
+    def of_many(cls, digests: Sequence[bytes]) -> list[ContentKey]:
+        """Content keys of digests that are known to be 32 bytes each, at half the cost."""
+        new, assign = object.__new__, cls.__dict__["digest"].__set__
+        keys = [new(cls) for _ in digests]
+        for key, digest in zip(keys, digests, strict=True):
+            assign(key, digest)
+        return keys
 
     @classmethod
     def parse(cls, text: str) -> ContentKey:

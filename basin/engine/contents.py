@@ -156,7 +156,13 @@ class Contents:
         joined = self._map.grain_keys(b"".join(keys))
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
         found = self._locator.find_many(grain_keys)
-        rows, found_size, seen = [], 0, set()
+        if not any(found) and len(set(keys)) == len(keys):
+            self._append_new(contents, sizes, grain_keys, range(len(keys)), parallel=parallel)
+            self.new_count += len(keys)
+            self.new_size += total
+            return keys
+        rows: list[int] = []
+        found_size, seen = 0, set[bytes]()
         for row, place in enumerate(found):
             if place is not None and (keys[row] not in self.damaged or self._is_readable(keys[row])):
                 self._rely(relied, keys[row], place)

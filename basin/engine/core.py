@@ -285,6 +285,14 @@ class Core:
                 self._pending.relied.update(relied)
         self._changed()
 
+    def put_same(self, names: Sequence[bytes], value: bytes, relied: Relied) -> None:
+        """Give many full names the same small value, together."""
+        self.require_writable()
+        with self._pending_mutex:
+            self._pending.names.put_same(names, value)
+            self._pending.relied.update(relied)
+        self._changed()
+
     def delete_rows(self, start: bytes, stop: bytes) -> None:
         """Delete the full names in [start, stop)."""
         self.require_writable()

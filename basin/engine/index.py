@@ -276,6 +276,8 @@ class GrainLocator:
         found: list[Location | None] = [None] * len(keys)
         missing = range(len(keys))
         for writer in self._writers:
+            if writer.locations.keys().isdisjoint(keys):
+                continue
             get = writer.locations.get
             rest = []
             for row in missing:

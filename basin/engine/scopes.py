@@ -50,6 +50,9 @@ class HandleScope(Scope):
     def put_all(self, rows: list[tuple[bytes, int, bytes]], expiry_ms: int, relied: Relied) -> None:
         self.core.put_rows(rows, expiry_ms, relied)
 
+    def put_same(self, names: list[bytes], value: bytes, relied: Relied) -> None:
+        self.core.put_same(names, value, relied)
+
     def rely(self, relied: Relied) -> None:
         self.core.rely(relied)
 
@@ -98,6 +101,11 @@ class BatchScope(Scope):
     def put_all(self, rows: list[tuple[bytes, int, bytes]], expiry_ms: int, relied: Relied) -> None:
         self._require_unfinished()
         self.pending.names.put_all(rows, expiry_ms)
+        self.pending.relied.update(relied)
+
+    def put_same(self, names: list[bytes], value: bytes, relied: Relied) -> None:
+        self._require_unfinished()
+        self.pending.names.put_same(names, value)
         self.pending.relied.update(relied)
 
     def rely(self, relied: Relied) -> None:
@@ -250,6 +258,9 @@ class ViewScope(Scope):
         self.require_writable()
 
     def put_all(self, rows: list[tuple[bytes, int, bytes]], expiry_ms: int, relied: Relied) -> None:
+        self.require_writable()
+
+    def put_same(self, names: list[bytes], value: bytes, relied: Relied) -> None:
         self.require_writable()
 
     def rely(self, relied: Relied) -> None:

@@ -21,7 +21,7 @@ from basin.engine.contents import Contents, Relied, Source
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
 from basin.errors import ContentNotFound, InvalidArgument, ReadOnly
 from basin.format.clast import Clast
-from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, KEYSPACE_PREFIX_SIZE
+from basin.format.layout import ENTRY_DELETE, KEYSPACE_PREFIX_SIZE
 from basin.terms import CONTENT_KEY_SIZE, ContentKey, PartAddress, parse_address
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Blobs:
 
     def _keep(self, keys: Sequence[bytes], relied: Relied, *, root: bool) -> None:
         if root:
-            self._scope.put_all([(_PREFIX + key, ENTRY_INLINE, b"") for key in keys], 0, relied)
+            self._scope.put_same([_PREFIX + key for key in keys], b"", relied)
         else:
             self._scope.rely(relied)
 
@@ -103,7 +103,7 @@ class Blobs:
         if waiting:
             keys += self._contents.put_many(waiting, relied)
         self._keep(keys, relied, root=root)
-        return list(map(ContentKey, keys))
+        return ContentKey.of_many(keys)
 
     def delete(self, address: Address) -> None:
         """Remove the root: the content may go once nothing else needs it. No error if there was none."""
