@@ -129,7 +129,7 @@ class Core:
         self.checkpoint_position: Position = 0
         self.commit_mutex = threading.RLock()
         self.tickets = 0
-        self.upkeep_problem: BasinError | None = None
+        self.upkeep_problems: dict[str, BasinError] = {}
         self._unreported: BasinError | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()
@@ -339,8 +339,10 @@ class Core:
         with self._pending_mutex:
             own = None
             if self._pending:
-                own, self._pending = self._pending, Pending()
+                # In this order: a reader without the mutex finds the changes in one place or in both.
+                own = self._pending
                 self._committing = (own, *self._committing)
+                self._pending = Pending()
                 self._queue.append(own)
             if batch is not None:
                 self._queue.append(batch)
@@ -426,6 +428,7 @@ class Core:
             with self.log.exclusive():
                 self.catch_up()
                 accepted, relied, revived = self._accept(group)
+                added = self._without_refused_runs(group, added)
                 if accepted:
                     self._append_record(
                         Record(
@@ -450,8 +453,8 @@ class Core:
 
     def _encode_batch(self, pending: Pending) -> Batch | None:
         """The batch of a record; a large one goes into a run of names first."""
-        if not len(pending.names):
-            return None
+        if not len(pending.names) or pending.run is not None:
+            return pending.batch
         batch = pending.names.to_batch()
         if _batch_size(batch) <= BATCH_INLINE_MAX:
             return batch
@@ -477,6 +480,16 @@ class Core:
             relied |= own_relied
             revived |= own_revived
         return accepted, sorted(relied), sorted(revived)
+
+    def _without_refused_runs(self, group: Sequence[Pending], added: list[StratumAdded]) -> list[StratumAdded]:
+        """Leave out, and delete, the runs of large batches that lost a conflict."""
+        refused = {pending.run.id for pending in group if pending.run is not None and pending.error is not None}
+        if not refused:
+            return added
+        self._unlogged = [one for one in self._unlogged if one.id not in refused]
+        for identity in refused:
+            self.delete_stratum(StratumKind.META, identity)
+        return [one for one in added if one.id not in refused]
 
     def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
         """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""
@@ -585,7 +598,7 @@ class Core:
                 dropped += list(pending.names.rows)[: DROPPED_LISTED_MAX - len(dropped)]
             self._pending = Pending()
         for writer in self._writers.values():
-            writer.abandon()
+            writer.abandon(logged=writer.id in self.state.strata)
             self.locator.writer_abandoned(writer)
         self._writers = {}
         self.poisoned = BasinPoisoned(
@@ -687,13 +700,7 @@ class Core:
 
     def _run_upkeep(self) -> None:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
-        if self.upkeep_problem is not None:
-            return
-        try:
-            upkeep(self)
-        except BasinError as error:
-            # Once is enough: `check` names what is wrong, and the next handle tries again.
-            self.upkeep_problem = error
+        upkeep(self)
 
     # --- closing ------------------------------------------------------------------------------------------------------
 

@@ -269,11 +269,17 @@ class StratumWriter:
         """Release the file. What was not synced counts for nothing."""
         self._file.close()
 
-    def abandon(self) -> None:
-        """Give the stratum up after a failure; its file stays for the sweep."""
-        self.failed = True
+    def abandon(self, *, logged: bool = False) -> None:
+        """Give the stratum up. Unless a record names it (`logged`), a file whose write or sync failed is deleted.
+
+        After a failed sync it may look whole to whoever takes over this session, and be gone after a power cut: Linux
+        marks the pages clean, and no later sync writes them. An intact one stays, to be adopted or swept.
+        """
+        lost, self.failed = self.failed, True
         with contextlib.suppress(StorageError):
             self.close()
+            if lost and not logged:
+                self._storage.delete(self.name)
 
 
 def append_index(writer: StratumWriter, builder: IndexBuilder, batches: Iterable[Entries]) -> tuple[bytes, Location]:

@@ -1,0 +1,455 @@
+"""The scripts that the crash explorer walks through: each one concern of the engine, on a basin of a few kilobytes.
+
+A script begins on a disk on which `prepare` ran and everything is durable. It must change something the crash could
+break: `states` (combinations drawn at a moment) is set so that each script leaves some ten thousand different disks.
+Limits of the engine that a tiny basin would never reach are lowered by `limits`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from blake3 import blake3
+
+from basin.api import open_storage
+from basin.engine import compaction, core, log
+from basin.engine.compaction import checkpoint, raise_floor
+from basin.engine.ingest import write_items
+from basin.engine.secret import Secret
+from basin.errors import StorageError
+from basin.format.layout import SEGMENT_HEADER_SIZE
+from basin.testing.crash import Bounds
+from basin.testing.disk import DiskImage, Effect
+from basin.testing.explore import ExplorationReport, explore
+from basin.testing.faults import Fault, FaultStorage, Killed, Plan
+from basin.testing.simulated import SimulatedStorage
+from tests.engine.crash_story import SECRET, Story, prepared
+
+Play = Callable[[Story], None]
+Limits = dict[tuple[Any, str], int]
+
+
+@dataclass(frozen=True)
+class Script:
+    """One script: what it begins with, what it does, how handles are opened, and which limits are lowered."""
+
+    play: Play
+    prepare: Play | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = field(default_factory=dict)
+    torn: bool = False
+    """Whether the log begins with the part of a record behind its end that a power cut left."""
+    states: int = 120
+
+    def begin(self) -> tuple[DiskImage, Story]:
+        """The disk that the script begins on, and its story."""
+        if self.prepare is None:
+            return DiskImage({}, frozenset()), Story(**self.options)
+        image, start = prepared(self.prepare, **self.options)
+        if self.torn:
+            name = max(name for name in image.files if name.endswith(".log"))
+            content = image.files[name].content
+            image = image.with_content(name, content + content[SEGMENT_HEADER_SIZE:][:150] + bytes(100))
+        return image, Story(start, **self.options)
+
+    def explore(self, effort: int = 1) -> tuple[ExplorationReport, Story]:
+        """Visit every state in which a crash of the script could have left the disk."""
+        with lowered(self.limits):
+            image, story = self.begin()
+
+            def play(storage: SimulatedStorage, acknowledge: Callable[[], None]) -> None:
+                story.begin(storage.disk, acknowledge)
+                self.play(story)
+
+            report = explore(
+                play,
+                story.check,
+                start=image,
+                recover=story.recover,
+                recoveries=4 * effort,
+                bounds=Bounds(states=self.states * effort),
+            )
+        return report, story
+
+
+@contextlib.contextmanager
+def lowered(limits: Limits) -> Any:
+    """Lower limits of engine modules, as (module, name), for a while."""
+    before = {(module, name): getattr(module, name) for module, name in limits}
+    try:
+        for (module, name), value in limits.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def _text(label: str, size: int) -> bytes:
+    """Bytes of their own for each label, which do not shrink: they fill as many sectors as they are long."""
+    return blake3(label.encode()).digest(size)
+
+
+def _names(label: str, count: int, size: int = 20) -> dict[bytes, bytes]:
+    return {f"{label}-{number}".encode(): _text(f"{label}{number}", size) for number in range(count)}
+
+
+# --- beginnings ---------------------------------------------------------------------------------------------------------
+
+
+def _little(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, _names("first", 4) | {b"long": _text("long", 200)}, _text("old content", 300))
+
+
+def _sessions(count: int) -> Play:
+    """Several handles after each other, each leaving small strata behind."""
+
+    def prepare(story: Story) -> None:
+        for number in range(count):
+            with story.open() as database:
+                story.put(database, _names(f"session{number}", 2), _text(f"content {number}", 250))
+
+    return prepare
+
+
+def _runs(count: int) -> Play:
+    """As many sorted runs of names as the next flush makes one of."""
+
+    def prepare(story: Story) -> None:
+        with story.open() as database:
+            for number in range(count):
+                story.put(database, _names(f"run{number}", 4, 50) | {b"again": str(number).encode()})
+                compaction.flush(database.core)
+
+    return prepare
+
+
+# --- scripts ------------------------------------------------------------------------------------------------------------
+
+
+def create(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"1"})
+
+
+def commits(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, _names("inline", 3))
+        story.put(database, {b"long": _text("a longer value", 700)}, _text("new content", 900))
+        story.put(database, {b"first-1": b"changed"}, _text("old content", 300))
+
+
+def two_writers(story: Story) -> None:
+    one, two = story.open(), story.open()
+    story.put(one, {b"a": b"one"}, _text("content of one", 400))
+    story.put(two, {b"a": b"two", b"b": b"two"}, _text("content of two", 400))
+    story.put(one, {b"b": b"one"}, _text("content of two", 400))
+    two.close()
+    story.put(one, {b"c": b"one"})
+    one.close()
+
+
+def large_blob(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"before"})
+        story.put(database, {b"b": b"with it"}, _text("many parts", 5000))
+        story.put(database, {b"c": b"after"})
+
+
+def full_strata(story: Story) -> None:
+    """Strata end in the middle of batches."""
+    with story.open() as database:
+        for number in range(4):
+            story.put(database, {b"n": str(number).encode()}, *(_text(f"{number}.{one}", 900) for one in range(3)))
+
+
+def flush(story: Story) -> None:
+    with story.open() as database:
+        for number in range(4):
+            story.put(database, _names(f"flush{number}", 6, 60))
+
+
+def names_merge(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, _names("run1", 2, 40) | {b"again": b"new"})
+        story.delete(database, b"run2-1", b"run0-0")
+        compaction.flush(database.core)
+        story.put(database, {b"z": b"merged"})
+
+
+def strata_merge(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"1"}, _text("last small one", 200))
+    with story.open() as database:
+        story.put(database, {b"b": b"2"}, _text("content 1", 250))
+
+
+def index_merge(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"1"}, _text("one more", 200))
+    with story.open() as database:
+        story.put(database, {b"b": b"2"}, _text("content 0", 250), _text("and another", 200))
+
+
+def checkpoints(story: Story) -> None:
+    with story.open() as database:
+        for number in range(3):
+            story.put(database, {b"n": str(number).encode()}, _text(f"content {number}", 100))
+            raise_floor(database.core)
+            checkpoint(database.core)
+        story.put(database, {b"n": b"last"})
+
+
+def old_log(story: Story) -> None:
+    """History ends at once: the floor rises, old versions, checkpoints and segments go."""
+    with story.open() as database:
+        for number in range(4):
+            story.put(database, _names("same", 3, 40) | {b"n": str(number).encode()})
+            compaction.flush(database.core)
+            raise_floor(database.core)
+            checkpoint(database.core)
+
+
+def segments(story: Story) -> None:
+    with story.open() as database:
+        for number in range(6):
+            story.put(database, {b"n": str(number).encode(), b"m": _text(f"m{number}", 50)})
+            if number == 3:
+                story.put(database, {}, _text("in between", 200))
+
+
+def torn_tail(story: Story) -> None:
+    with story.open() as database:
+        story.settle(database)
+        story.put(database, {b"a": b"after the tear"})
+        story.put(database, {b"b": b"more"}, _text("new content", 300))
+
+
+def killed_in_write(story: Story) -> None:
+    """Two processes are killed while they append to the log; the next one goes on in the same boot."""
+    for label in ("one", "two"):
+        storage = FaultStorage(SimulatedStorage(story.disk))
+        database = story.open(storage)
+        story.put(database, {b"a": label.encode()}, _text(label, 200))
+        storage.plan = _kill_in_log
+        with contextlib.suppress(Killed):
+            story.put(database, {b"a": b"killed " + label.encode(), b"torn": _text(label, 60)})
+        storage.close()
+        with story.open() as survivor:
+            story.settle(survivor)
+            story.put(survivor, {b"b": label.encode()})
+
+
+def _kill_in_log(_call: int, operation: str, name: str) -> Fault | None:
+    return Fault.KILL_IN_WRITE if operation == "append" and name.startswith("log/") else None
+
+
+def failed_syncs(story: Story) -> None:
+    """A sync fails, and what it was for is never written; the next process goes on in the same boot."""
+    for number, folder in enumerate(("log/", "data/", "log/", "meta/")):
+        storage = FaultStorage(SimulatedStorage(story.disk))
+        database = story.open(storage)
+        if number:
+            story.put(database, {b"a": b"before " + str(number).encode()})
+        storage.plan = _lose_syncs_of(folder)
+        try:
+            story.put(database, {b"a": b"not synced", b"b": _text(folder, 30)}, _text(f"lost {number}", 300))
+            if folder == "meta/":
+                compaction.flush(database.core)
+        except StorageError:
+            pass
+        else:
+            raise AssertionError(f"no sync in {folder} failed")
+        database.close()
+        with story.open() as survivor:
+            story.settle(survivor)
+            story.put(survivor, {b"c": str(number).encode()}, _text(f"lost {number}", 300))
+
+
+def failed_finish(story: Story) -> None:
+    """The sync that ends a stratum fails: the file looks whole to the process that takes over."""
+    contents = [_text(f"lost {number}", 1500) for number in range(4)]
+    storage = FaultStorage(SimulatedStorage(story.disk))
+    database = story.open(storage)
+    story.put(database, {b"a": b"before"})
+    storage.plan = _lose_syncs_of("data/")
+    with contextlib.suppress(StorageError):
+        story.put(database, {b"a": b"not synced"}, *contents)
+    database.close()
+    with story.open() as survivor:
+        story.settle(survivor)
+        story.put(survivor, {b"b": b"others"}, *contents)
+    with story.open() as survivor:
+        story.put(survivor, {b"c": b"more"}, contents[0])
+
+
+def _lose_syncs_of(folder: str) -> Plan:
+    def plan(_call: int, operation: str, name: str) -> Fault | None:
+        return Fault.SYNC_LOST if operation == "sync" and name.startswith(folder) else None
+
+    return plan
+
+
+def dead_session(story: Story) -> None:
+    """A killed process leaves an active stratum and a finished one that no record names; the next one takes over."""
+    storage = SimulatedStorage(story.disk)
+    database = story.open(storage)
+    story.put(database, {b"a": b"1"}, _text("kept", 500))
+    database.blobs.put(_text("never committed", 1500))
+    database.blobs.put(_text("never committed either", 1500))
+    storage.close()
+    with story.open() as survivor:
+        story.put(survivor, {b"b": b"2"}, _text("never committed", 1500), _text("kept", 500))
+        story.put(survivor, {b"c": b"3"})
+
+
+def deletes(story: Story) -> None:
+    with story.open() as database:
+        story.delete(database, b"first-1", b"first-2", contents=(_text("old content", 300),))
+        story.put(database, {b"first-1": b"again"}, _text("old content", 300))
+        story.delete(database, b"first-1", b"long")
+        compaction.flush(database.core)
+        story.delete(database, b"first-0")
+
+
+def delete_range(story: Story) -> None:
+    with story.open() as database:
+        for start, stop in ((b"run1", b"run2"), (b"run0-1", b"run0-3")):
+            model = story.model.minus(lambda name, start=start, stop=stop: start <= name < stop)
+            with story.committing(model), database.batch() as batch:
+                batch.delete_range(start, stop)
+            story.put(database, {b"run1-0": b"new " + start})
+            compaction.flush(database.core)
+
+
+def transactions(story: Story) -> None:
+    one, two = story.open(), story.open()
+    for database in (one, two, one, two):
+        before = int(story.model.names.get(b"count", b"0"))
+        model = story.model.plus({b"count": str(before + 1).encode()}, _text(f"receipt {before}", 300))
+        with story.committing(model), database.transaction() as work:
+            work[b"count"] = str(int(work.get(b"count", b"0")) + 1).encode()
+            work.blobs.put(_text(f"receipt {before}", 300))
+    one.close()
+    two.close()
+
+
+def large_batch(story: Story) -> None:
+    """A batch that is written as a run of names and adopted by its record."""
+    with story.open() as database:
+        story.put(database, _names("large", 30, 50))
+        story.put(database, {b"large-1": b"small"})
+        model = story.model.minus(lambda name: name.startswith(b"large-2")).plus(_names("more", 25, 50))
+        with story.committing(model), database.batch() as batch:
+            batch.delete_range(b"large-2", b"large-3")
+            batch.put_many(_names("more", 25, 50).items())
+
+
+def keyspaces(story: Story) -> None:
+    with story.open() as database:
+        logs = {b"x": _text("x", 30), b"y": _text("y", 90)}
+        with story.committing(story.model.with_others("logs", logs)), database.batch() as batch:
+            batch.keyspace("logs").update(logs)
+        story.put(database, {b"a": b"1"})
+        with story.committing(story.model.with_others("logs", {})):
+            database.drop_keyspace("logs")
+            database.commit()
+
+
+def secret_added(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"before"})
+        added = Secret.generate()
+        with story.committing():
+            slot = database.secrets.add(added)
+        story.secrets.append((story.acknowledged, added))
+        story.put(database, {b"a": b"after"}, _text("new content", 200))
+        story.secrets.remove((story.acknowledged - 1, added))
+        with story.committing():
+            database.secrets.remove(slot)
+
+
+def rotation(story: Story) -> None:
+    with story.open() as database:
+        story.put(database, {b"a": b"old keys"}, _text("under the old keys", 300))
+        with story.committing():
+            database.secrets.rotate()
+        story.put(database, {b"b": b"new keys"}, _text("under the new keys", 300))
+    with story.open() as database:
+        story.put(database, {b"c": b"another process"}, _text("under the old keys", 300))
+
+
+def ingest(story: Story) -> None:
+    """Two workers write strata for a coordinator, which adopts them in one record."""
+    with story.open() as database:
+        ticket = database.ticket()
+        contents = [_text(f"ingested {number}", 400) for number in range(4)]
+        reports = []
+        for part in (contents[:2], contents[2:]):
+            worker = open_storage(
+                SimulatedStorage(story.disk), "simulated:", mode="r", secret=SECRET, options=story.options
+            )
+            reports.append(write_items(worker.core, ticket.session, part, lambda name: name))
+            worker.core.release("done")
+        with story.committing(story.model.plus({}, *contents)):
+            database.adopt(reports)
+        story.put(database, {b"a": b"after"})
+
+
+def repair(story: Story) -> None:
+    """Every merged index and the checkpoints are gone; repair makes them anew."""
+    for folder in ("index", "checkpoint"):
+        for name in SimulatedStorage(story.disk).list(folder):
+            story.disk.apply(Effect("delete", f"{folder}/{name}"))
+        story.disk.apply(Effect("sync_folder", folder))
+    story.sound_from = 1
+    with story.open() as database:
+        with story.committing():
+            done = database.repair(dry_run=False)
+        if not done:
+            raise AssertionError("there was nothing to repair")
+        story.put(database, {b"a": b"repaired"}, _text("new content", 200))
+
+
+def _indexed(story: Story) -> None:
+    _sessions(5)(story)
+    with story.open() as database:
+        checkpoint(database.core)
+
+
+SCRIPTS: Final[dict[str, Script]] = {
+    "create": Script(create),
+    "commits": Script(commits, _little),
+    "two-writers": Script(two_writers, _little),
+    "large-blob": Script(large_blob, _little),
+    "full-strata": Script(full_strata, _little, {"stratum_size": 4096}),
+    "flush": Script(flush, _little, {"memtable_size": 1024}),
+    "names-merge": Script(names_merge, _runs(3)),
+    "strata-merge": Script(strata_merge, _sessions(3), limits={(compaction, "SMALL_STRATA_MAX"): 4}),
+    "index-merge": Script(index_merge, _sessions(3)),
+    "checkpoint": Script(checkpoints, _little, limits={(log, "SEGMENT_SIZE"): 512}),
+    "old-log": Script(old_log, _runs(2), {"history_s": 0.0}, {(log, "SEGMENT_SIZE"): 1024}),
+    "segments": Script(segments, _little, limits={(log, "SEGMENT_SIZE"): 1024}),
+    "torn-tail": Script(torn_tail, _little, torn=True),
+    "killed-in-write": Script(killed_in_write, _little),
+    "failed-syncs": Script(failed_syncs, _little),
+    "failed-finish": Script(failed_finish, _little, {"stratum_size": 4096}),
+    "dead-session": Script(dead_session, _little, {"stratum_size": 4096}),
+    "deletes": Script(deletes, _little),
+    "delete-range": Script(delete_range, _runs(2)),
+    "transactions": Script(transactions, _little),
+    "large-batch": Script(large_batch, _little, limits={(core, "BATCH_INLINE_MAX"): 512}),
+    "keyspaces": Script(keyspaces, _little),
+    "secret-added": Script(secret_added, _little),
+    "rotation": Script(rotation, _little),
+    "ingest": Script(ingest, _little),
+    "repair": Script(repair, _indexed),
+}
+DISTINCT_FLOOR: Final = 100_000
+"""So many different disks are visited in one test session, all scripts together."""
+DISTINCT_FLOOR_EACH: Final = -(-DISTINCT_FLOOR // len(SCRIPTS))
+"""So many by each script: together they reach `DISTINCT_FLOOR`, whichever process runs which."""
