@@ -29,8 +29,9 @@ from basin.engine.keyspace import (
 )
 from basin.engine.log import Entry
 from basin.engine.repair import RepairAction, repair
-from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope
+from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
+from basin.engine.state import first_version
 from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
 from basin.errors import Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
@@ -107,7 +108,12 @@ class Names(NameMap[bytes, bytes]):
                 registry.put(name.encode(), entry)
             return entry
 
-        entry: dict[str, Any] = self._scope.exclusively(work)
+        entry: dict[str, Any]
+        if isinstance(self._scope, BatchScope) and not isinstance(self._scope, TransactionScope):
+            # At once: nobody checks at the end of a batch whether another one took the same number meanwhile.
+            entry = run_transaction(self._core, work)
+        else:
+            entry = self._scope.exclusively(work)
         return entry
 
     def keyspaces(self) -> list[str]:
@@ -335,21 +341,35 @@ class Basin(Names):
         Follow a basin by passing the position of the last change. Changes of Basin's own keyspaces are left out. Raises
         `PositionGone` below the history floor.
         """
-        numbers = {DEFAULT_KEYSPACE: ""}
-        for entry in self._entries(since):
-            numbers.update({value["id"]: name.decode() for name, value in self._registry().scan() if name != _COUNTER})
+        entries = self._entries(since)
+        state = self._core.state
+        past = View(self._past_scope(since)) if state.floor <= since <= state.position else self
+        numbers = {value["id"]: name.decode() for name, value in past._registry().scan() if name != _COUNTER}
+        numbers[DEFAULT_KEYSPACE] = ""
+        for entry in entries:
             for change in self._changes_of(entry):
                 number = int.from_bytes(change.name[:KEYSPACE_PREFIX_SIZE], "big")
-                if number == DEFAULT_KEYSPACE or number >= FIRST_USER_KEYSPACE:
+                if number == REGISTRY_KEYSPACE:
+                    numbers.update(self._keyspace_of(change))
+                if number in numbers:
                     yield change._replace(
-                        keyspace=numbers.get(number, ""),
+                        keyspace=numbers[number],
                         name=change.name[KEYSPACE_PREFIX_SIZE:],
                         stop=None if change.stop is None else _stop_in(number, change.stop),
                     )
 
+    def _keyspace_of(self, change: Change) -> dict[int, str]:
+        """The number and name of the keyspace that a change of the registry creates, if it does."""
+        name = change.name[KEYSPACE_PREFIX_SIZE:]
+        if change.kind not in ("put", "ref") or name == _COUNTER:
+            return {}
+        value = change.value
+        data = self._core.contents.get(value.digest) if isinstance(value, ContentKey) else value
+        return {VALUES["json"].decode(data or b"")["id"]: name.decode()}
+
     def _changes_of(self, entry: Entry) -> Iterator[Change]:
         position = entry.position
-        for batch in entry.record.batches:
+        for index, batch in enumerate(entry.record.batches):
             for start, stop in batch.ranges:
                 yield Change(position, "delete_range", "", start, None, stop)
             for name, value in zip(batch.names, batch.values, strict=True):
@@ -359,23 +379,21 @@ class Basin(Names):
             for name in batch.deletes:
                 yield Change(position, "delete", "", name)
             if batch.run:
-                yield from self._changes_of_run(entry, batch.run)
+                yield from self._changes_of_run(position, first_version(position) + index)
 
-    def _changes_of_run(self, entry: Entry, identity: bytes) -> Iterator[Change]:
-        """The changes of a batch that was large: its run, or whatever the run was merged into."""
-        tables = self._core.current.tables
-        low, high = entry.position << 16, (entry.position + 1) << 16
-        for run in tables.runs:
-            if run.run.version_min >= high or run.run.version_max < low:
+    def _changes_of_run(self, position: Position, version: int) -> Iterator[Change]:
+        """The changes of a batch that was large, at `version`: its run, or whatever the run was merged into."""
+        for run in self._core.current.tables.runs:
+            if not run.run.version_min <= version <= run.run.version_max:
                 continue
             for number in range(len(run.directory.firsts)):
                 block = run.block(number)
                 for at in range(len(block.names)):
                     found = block.entry(at)
-                    if low <= found.version < high:
+                    if found.version == version:
                         kind = ("delete", "put", "ref")[found.kind]
                         value = ContentKey(found.value) if kind == "ref" else found.value
-                        yield Change(entry.position, kind, "", found.name, None if kind == "delete" else value)
+                        yield Change(position, kind, "", found.name, None if kind == "delete" else value)
 
     def log(self, start: Position = 0, stop: Position | None = None) -> Iterator[LogEntry]:
         """The records from `start` (inclusive) to `stop` (exclusive), oldest first; `start` 0: the oldest kept."""

@@ -364,31 +364,28 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         """Set many values together: all or none of them are in a commit. Large values use all cores."""
         self._scope.require_writable()
         expiry_ms = expiry_of(ttl, self._scope.now_ms())
-        names: list[bytes] = []
-        values: list[bytes] = []
-        large_names: list[bytes] = []
+        rows: list[tuple[bytes, int, bytes]] = []
         large: list[bytes] = []
-        references: list[tuple[bytes, bytes]] = []
+        large_at: list[int] = []
         relied: Relied = {}
         inline_max = self._core.options.inline_max
         for name, value in pairs:
             full = self._full(name)
             if isinstance(value, Ref):
-                references.append((full, self._row_value(value, relied)[1]))
+                rows.append((full, *self._row_value(value, relied)))
                 continue
             data = self._values.encode(value)
             if len(data) <= inline_max:
-                names.append(full)
-                values.append(data)
+                rows.append((full, ENTRY_INLINE, data))
             else:
-                large_names.append(full)
+                large_at.append(len(rows))
                 large.append(data)
+                rows.append((full, ENTRY_REFERENCE, b""))
         if large:
             self._core.ensure_session()
             keys = self._core.contents.put_many(large, relied)
-            references += zip(large_names, keys, strict=True)
-        rows = [(name, ENTRY_INLINE, value) for name, value in zip(names, values, strict=True)]
-        rows += [(name, ENTRY_REFERENCE, key) for name, key in references]
+            for at, key in zip(large_at, keys, strict=True):  # In their places: of equal names the last one counts.
+                rows[at] = (rows[at][0], ENTRY_REFERENCE, key)
         self._scope.put_all(rows, expiry_ms, relied)
 
     def __delitem__(self, name: K | str) -> None:

@@ -111,7 +111,7 @@ class Memtable:
 
     def put_same(self, names: Sequence[bytes], value: bytes) -> None:
         """Give many names the same inline value."""
-        self._fresh.extend([name for name in names if name not in self.rows])
+        self._fresh.extend(dict.fromkeys([name for name in names if name not in self.rows]))
         self.rows.update(dict.fromkeys(names, (self.pending_version, ENTRY_INLINE, value, 0, None)))
         self.size += sum(map(len, names)) + (len(value) + SHARED_ROW_OVERHEAD) * len(names)
 

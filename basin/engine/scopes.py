@@ -63,7 +63,7 @@ class HandleScope(Scope):
         self.core.require_writable()
 
     def exclusively(self, work: Callable[[Scope], Any]) -> Any:
-        return run_transaction(self.core, work, _RETRIES)
+        return run_transaction(self.core, work)
 
 
 class BatchScope(Scope):
@@ -84,14 +84,16 @@ class BatchScope(Scope):
 
     def find(self, name: bytes) -> Row | None:
         self._require_unfinished()
+        overlays = self._overlays()  # First: what is committed in between is then in one place or in both.
         state, tables = self._current()
-        return find_row(self._overlays(), tables, name, last_version(state.position))
+        return find_row(overlays, tables, name, last_version(state.position))
 
     def chunks(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[Found]:
         self._require_unfinished()
+        overlays = self._overlays()
         state, tables = self._current()
         version = last_version(state.position)
-        return scan(self._overlays(), tables, start, stop, version_max=version, now_ms=self.now_ms(), reverse=reverse)
+        return scan(overlays, tables, start, stop, version_max=version, now_ms=self.now_ms(), reverse=reverse)
 
     def put(self, name: bytes, kind: int, value: bytes, expiry_ms: int, relied: Relied | None) -> None:
         self._require_unfinished()
@@ -186,7 +188,9 @@ class TransactionScope(BatchScope):
 
     def _check(self, accepted: Sequence[Pending]) -> None:
         """Raise `Conflict` if something read was changed, in the log since, or by a batch before this one."""
-        tables = self.core.current.tables
+        state, tables = self.core.current
+        if state.floor > self._begun.state.position:
+            raise Conflict("this transaction is older than the history that is kept", names=[])
         for name in self._names_read:
             row = find_row((), tables, name, _ALL)
             if row is not None and row[0] > self._version:
@@ -209,7 +213,7 @@ def _touches(names: Memtable, start: bytes, stop: bytes) -> bool:
     )
 
 
-def run_transaction(core: Core, work: Callable[[Scope], Any], retries: int) -> Any:
+def run_transaction(core: Core, work: Callable[[Scope], Any], retries: int = _RETRIES) -> Any:
     """Run `work` in a transaction until it commits, at most `retries` times again; then the `Conflict` is raised."""
     for attempt in range(retries + 1):
         scope = TransactionScope(core)
