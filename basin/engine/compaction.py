@@ -30,7 +30,7 @@ from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, last_version, state_to_map
 from basin.engine.writer import StratumWriter, append_index
-from basin.errors import AlreadyExists
+from basin.errors import AlreadyExists, BasinError
 from basin.format.checkpoint import encode_checkpoint
 from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
 from basin.format.layout import (
@@ -62,19 +62,43 @@ _INDEX_SLICE_PAGES: Final = 512
 
 
 def upkeep(core: Core) -> None:
-    """Do what is due. Called under the commit mutex, after a commit."""
-    flushed = False
+    """Do what is due. Called under the commit mutex, after a commit.
+
+    A step that fails is not tried again by this handle: `check` names what is wrong, and the other steps go on.
+    """
+    for step in (_flush_names, _merge_runs, _merge_small_strata, _merge_index_runs, _checkpoint_log):
+        if step.__name__ in core.upkeep_problems:
+            continue
+        try:
+            step(core)
+        except BasinError as error:
+            core.upkeep_problems[step.__name__] = error
+
+
+def _flush_names(core: Core) -> None:
     if core.current.tables.memtables[0].size > core.options.memtable_size:
-        flushed = flush(core)
-    if flushed or len(core.state.name_runs) > MERGE_WIDTH:
-        while (window := plan_names_merge(core.state.name_runs)) and merge_names(core, window):
-            pass
+        flush(core)
+
+
+def _merge_runs(core: Core) -> None:
+    while (window := plan_names_merge(core.state.name_runs)) and merge_names(core, window):
+        pass
+
+
+def _merge_small_strata(core: Core) -> None:
     small = plan_strata_merge(core.state)
     if small:
         merge_strata(core, small)
+
+
+def _merge_index_runs(core: Core) -> None:
     while (sources := plan_index_merge(core.state)) and merge_indexes(core, sources):
         pass
-    if flushed or core.state.position - core.checkpoint_position >= CHECKPOINT_EVERY:
+
+
+def _checkpoint_log(core: Core) -> None:
+    state = core.state
+    if state.flushed > core.checkpoint_position or state.position - core.checkpoint_position >= CHECKPOINT_EVERY:
         raise_floor(core)
         checkpoint(core)
 
@@ -130,13 +154,14 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
     state, tables = core.current
     wanted = {run.id for run in window}
     readers = [reader for reader in tables.runs if reader.run.id in wanted]
-    bottom = min(run.version_min for run in window) <= min(run.version_min for run in state.name_runs)
     ranges = [entry for reader in readers for entry in reader.ranges]
     floor = last_version(state.floor)
-    kept_ranges = [entry for entry in ranges if not (bottom and entry[2] <= floor)]
+    # A deletion may go only when nothing older lies below it: in no other run, and not in the log behind `flushed`.
+    bottom = min(floor, last_version(state.flushed)) if len(window) == len(state.name_runs) else 0
+    kept_ranges = [entry for entry in ranges if entry[2] > bottom]
     run, added = write_run(
         core,
-        _merged_columns(readers, ranges, floor, state.expire_through_ms, bottom=bottom),
+        _merged_columns(readers, ranges, state.expire_through_ms, floor=floor, bottom=bottom),
         kept_ranges,
         after=min(one.after for one in window),
         through=max(one.through for one in window),
@@ -167,7 +192,7 @@ _Entry = tuple[bytes, int, int, bytes, int]
 
 
 def _merged_columns(
-    readers: Sequence[RunReader], ranges: list[Range], floor: int, expired_ms: int, *, bottom: bool
+    readers: Sequence[RunReader], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int
 ) -> Iterator[Columns]:
     """The entries of several runs, merged block by block."""
     blocks = [_block_entries(reader) for reader in readers]
@@ -185,7 +210,7 @@ def _merged_columns(
                 rest.append((left, source))
         waiting = rest
         taken.sort()
-        kept = _retained(taken, ranges, floor, expired_ms, bottom=bottom)
+        kept = _retained(taken, ranges, expired_ms, floor=floor, bottom=bottom)
         if kept:
             names, inverted, kinds, values, expiries = zip(*kept, strict=True)
             yield Columns(names, [~version for version in inverted], kinds, values, expiries)
@@ -210,8 +235,11 @@ def _entries_of(block: Block) -> list[_Entry]:
     return list(zip(block.names, inverted, kinds, block.values, expiries, strict=True))
 
 
-def _retained(entries: list[_Entry], ranges: list[Range], floor: int, expired_ms: int, *, bottom: bool) -> list[_Entry]:
-    """Drop what is superseded at or below the floor, and, at the bottom, deletions and expired entries."""
+def _retained(entries: list[_Entry], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int) -> list[_Entry]:
+    """Drop what nobody at or above version `floor` sees: superseded entries, and those that a range deletion covers.
+
+    Up to version `bottom` nothing older lies below, so that deletions and expired entries may go as well.
+    """
     kept: list[_Entry] = []
     name, settled = None, False
     for entry in entries:
@@ -223,10 +251,8 @@ def _retained(entries: list[_Entry], ranges: list[Range], floor: int, expired_ms
         if version <= floor:
             settled = True  # Older versions of this name are seen by nobody.
             if any(start <= entry[0] < stop and version < at <= floor for start, stop, at in ranges):
-                if bottom:
-                    continue
-                entry = (entry[0], entry[1], ENTRY_DELETE, b"", 0)
-            if bottom and (entry[2] == ENTRY_DELETE or 0 < entry[4] <= expired_ms):
+                continue
+            if version <= bottom and (entry[2] == ENTRY_DELETE or 0 < entry[4] <= expired_ms):
                 continue
         kept.append(entry)
     return kept

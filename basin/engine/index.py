@@ -161,7 +161,7 @@ class GrainLocator:
             return
         own = {writer.id for writer in self._writers}
         wanted: dict[StratumId, IndexReader] = {}
-        self.broken = {}
+        broken_before, self.broken = self.broken, {}
         covered: set[StratumId] = set()
         for run in state.index_runs:
             # A merged index that cannot be read is no loss: every stratum has its own.
@@ -184,6 +184,8 @@ class GrainLocator:
                     continue
             try:
                 length = added.length - STRATUM_FOOTER_SIZE if finished else added.length
+                if identity in broken_before:
+                    self.broken[identity] = broken_before[identity]
                 scanned[identity] = self._scan(added.kind, identity, length)
             except UNREADABLE as error:
                 self.broken[identity] = error

@@ -20,7 +20,7 @@ from basin.engine.names import BrokenRun, RunReader
 from basin.engine.reader import StratumReader
 from basin.engine.recovery import sweep
 from basin.engine.runs import Columns, write_run
-from basin.engine.state import ACTIVE, CUT, EMPTY_HASH, Stratum
+from basin.engine.state import ACTIVE, EMPTY_HASH, Stratum
 from basin.engine.verify import scan_places
 from basin.engine.writer import stratum_name
 from basin.errors import CorruptionError, StorageError
@@ -122,7 +122,7 @@ def _repair_indexes(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     for identity, known in core.state.strata.items():
         added = known.added
         skipped = added.kind == StratumKind.INDEX or identity in names or identity in covered
-        if skipped or added.status in (ACTIVE, CUT):
+        if skipped or added.status == ACTIVE:
             continue
         places = _places_of(core, known)
         listed = _own_entries(core, known)
