@@ -66,6 +66,12 @@ def upkeep(core: Core) -> None:
 
     A step that fails is not tried again by this handle: `check` names what is wrong, and the other steps go on.
     """
+    state = core.state
+    structure = (state.strata, state.name_runs, state.index_runs)
+    if all(old is new for old, new in zip(core.settled, structure, strict=False)) and core.settled:
+        # Most commits only add a few names: nothing to merge that there was not after the last one.
+        if not is_flush_due(core) and not is_checkpoint_due(core):
+            return
     for step in (_flush_names, _merge_runs, _merge_small_strata, _merge_index_runs, _checkpoint_log):
         if step.__name__ in core.upkeep_problems:
             continue
@@ -73,10 +79,23 @@ def upkeep(core: Core) -> None:
             step(core)
         except BasinError as error:
             core.upkeep_problems[step.__name__] = error
+    state = core.state
+    core.settled = (state.strata, state.name_runs, state.index_runs)
+
+
+def is_flush_due(core: Core) -> bool:
+    """Whether the names in memory exceed their budget."""
+    return core.current.tables.memtables[0].size > core.options.memtable_size
+
+
+def is_checkpoint_due(core: Core) -> bool:
+    """Whether an opener would have to replay too much."""
+    state = core.state
+    return state.flushed > core.checkpoint_position or state.position - core.checkpoint_position >= CHECKPOINT_EVERY
 
 
 def _flush_names(core: Core) -> None:
-    if core.current.tables.memtables[0].size > core.options.memtable_size:
+    if is_flush_due(core):
         flush(core)
 
 
@@ -97,8 +116,7 @@ def _merge_index_runs(core: Core) -> None:
 
 
 def _checkpoint_log(core: Core) -> None:
-    state = core.state
-    if state.flushed > core.checkpoint_position or state.position - core.checkpoint_position >= CHECKPOINT_EVERY:
+    if is_checkpoint_due(core):
         raise_floor(core)
         checkpoint(core)
 

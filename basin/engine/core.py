@@ -130,6 +130,8 @@ class Core:
         self.commit_mutex = threading.RLock()
         self.tickets = 0
         self.upkeep_problems: dict[str, BasinError] = {}
+        self.settled: tuple[object, ...] = ()
+        """What the last upkeep looked at: strata, runs of names, runs of indexes."""
         self._unreported: BasinError | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()

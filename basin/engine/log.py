@@ -83,6 +83,7 @@ class FileLog:
         self._timeout_s = lock_timeout_s
         self._lock: LockFile | None = None
         self._lock_held = False
+        self._held_mark: Watermark | None = None
         self._appender: AppendFile | None = None
         self._appender_segment = 0
         self._reader: ReadFile | None = None
@@ -121,8 +122,8 @@ class FileLog:
             return None
 
     def current_watermark(self) -> Watermark | None:
-        """The watermark, if it is of this boot: then it is where the log ends."""
-        mark = self.watermark()
+        """The watermark, if it is of this boot: then it is where the log ends. Nobody moves it while we hold the lock."""
+        mark = self._held_mark if self._lock_held else self.watermark()
         return mark if mark is not None and mark.boot_id == self._boot_id else None
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -252,8 +253,9 @@ class FileLog:
         if self._lock is None:
             self._lock = self._storage.lock(LOCK_NAME)
         self._lock.acquire(self._timeout_s)
-        self._lock_held = True
         try:
+            self._held_mark = self.watermark()
+            self._lock_held = True
             yield
         finally:
             self._lock_held = False
@@ -281,7 +283,7 @@ class FileLog:
             raise
         end = Cursor(self._appender_segment, start + len(frame), cursor.position + 1)
         reached = Watermark(self._boot_id, end.segment, end.offset, end.position, not sync)
-        self._lock.write(encode_watermark(reached))
+        self._write_watermark(reached)
         return end
 
     def _open_segment(self, cursor: Cursor, previous_hash: bytes, mark: Watermark | None) -> tuple[AppendFile, int]:
@@ -335,10 +337,16 @@ class FileLog:
             # From here on nothing counts in this boot but what was synced: a record whose sync fails would look whole
             # to whoever scans, until the power is cut.
             start = Watermark(self._boot_id, segment, SEGMENT_HEADER_SIZE, cursor.position)
-            self._lock.write(encode_watermark(start))
+            self._write_watermark(start)
         self._appender = self._storage.append_to(name, SEGMENT_HEADER_SIZE)
         self._appender_segment = segment
         return self._appender
+
+    def _write_watermark(self, mark: Watermark) -> None:
+        """Move the watermark. While the lock is held."""
+        if self._lock is not None:
+            self._lock.write(encode_watermark(mark))
+        self._held_mark = mark
 
     def _sync_old(self, segment: int) -> None:
         """Make the old segment durable: its last writer did not sync, or nothing says that it did."""
