@@ -53,5 +53,5 @@ def rng(pytestconfig: pytest.Config) -> random.Random:
     """A generator of random numbers whose seed stands in the report of a failed test; `--seed N` repeats it."""
     given: int | None = pytestconfig.getoption("--seed")
     seed = int.from_bytes(os.urandom(4), "little") if given is None else given
-    print(f"rng: repeat with --seed {seed}")  # noqa: T201  (captured, and shown only when the test fails)
+    print(f"rng: repeat with --seed {seed}")
     return random.Random(seed)
