@@ -59,6 +59,7 @@ def command_folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_line_prints_what_the_page_says(tmp_path: Path, command_folder: Path) -> None:
     variables = environment(tmp_path)
     variables["PATH"] = f"{command_folder}:{variables['PATH']}"
@@ -71,7 +72,7 @@ def test_every_line_prints_what_the_page_says(tmp_path: Path, command_folder: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     position = 0
