@@ -183,9 +183,13 @@ def rule_disk_effects_go_through_the_port(product: Iterable[Source]) -> Iterator
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
                 if node.attr not in HARMLESS_OF_OS:
                     yield f"{source.path}:{node.lineno} uses os.{node.attr}"
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
-                if not own_open:
-                    yield f"{source.path}:{node.lineno} opens a file"
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "open"
+                and not own_open
+            ):
+                yield f"{source.path}:{node.lineno} opens a file"
 
 
 RULES: dict[Rule, list[tuple[str, str]]] = {
