@@ -116,7 +116,11 @@ class Contents:
 
     def rely_on(self, key: bytes, relied: Relied) -> None:
         """Refer to content by its key; raise `ContentNotFound` unless it is there."""
-        place = self._locator.find(self._map.grain_key(key))
+        grain_key = self._map.grain_key(key)
+        place = self._locator.find(grain_key)
+        if place is None:
+            self._reload()  # Somebody else may have committed it since this handle last looked.
+            place = self._locator.find(grain_key)
         if place is None:
             self._require_all_indexes()
             raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
