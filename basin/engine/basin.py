@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 from basin.engine.core import Core
 from basin.engine.keyspace import (
@@ -98,22 +98,26 @@ class Names(NameMap[bytes, bytes]):
         except ReadOnly:
             raise NameNotFound(f"no keyspace {name!r}", name=name) from None
 
+        batch = isinstance(self._scope, BatchScope) and not isinstance(self._scope, TransactionScope)
+        dropped = batch and Names(HandleScope(self._core))._registry().get(name.encode()) is not None
+
         def work(scope: Scope) -> dict[str, Any]:
             registry: NameMap[bytes, Any] = NameMap(scope, REGISTRY_KEYSPACE, "bytes", "json")
-            entry: dict[str, Any] | None = registry.get(name.encode())
+            entry: dict[str, Any] | None = None if dropped else registry.get(name.encode())
             if entry is None:
                 number = registry.get(_COUNTER, FIRST_USER_KEYSPACE)
                 entry = {"id": number, "order": order, "values": values}
                 registry.put(_COUNTER, number + 1)
-                registry.put(name.encode(), entry)
+                if not dropped:
+                    registry.put(name.encode(), entry)
             return entry
 
-        entry: dict[str, Any]
-        if isinstance(self._scope, BatchScope) and not isinstance(self._scope, TransactionScope):
-            # At once: nobody checks at the end of a batch whether another one took the same number meanwhile.
-            entry = run_transaction(self._core, work)
-        else:
-            entry = self._scope.exclusively(work)
+        if not batch:
+            return cast(dict[str, Any], self._scope.exclusively(work))
+        # At once: nobody checks at the end of a batch whether another one took the same number meanwhile.
+        entry: dict[str, Any] = run_transaction(self._core, work)
+        if dropped:
+            self._registry().put(name.encode(), entry)
         return entry
 
     def keyspaces(self) -> list[str]:
