@@ -149,13 +149,16 @@ class Core:
 
     def load(self) -> None:
         """Read the newest good checkpoint, and follow the log to its end. Forgets what this handle knew before."""
+        if self.writable:
+            with self.log.exclusive():
+                pass  # Adopts what lies behind a watermark that was left behind.
         state = self._newest_checkpoint()
         start = min(state.position, state.flushed)
         memtable = Memtable()
         tables = Tables((memtable,), self._open_runs(state.name_runs, ()))
         cursor = self.log.cursor_before(start) if state.position else START
         self.checkpoint_position = state.position
-        for entry in self.log.follow(cursor, names_from=start):
+        for entry in self.log.follow(cursor, names_from=start, at_least=state.position):
             cursor = entry.end
             if entry.position <= state.position:
                 if entry.position not in state.voids:

@@ -3,8 +3,9 @@
 Invariants:
 
 - Nothing is overwritten or truncated but the watermark in `log/lock`, which is never replaced.
-- While the watermark's boot id is the machine's, nothing behind it counts: readers ignore it, and the next appender
-  opens a new segment whose header cuts the old one there.
+- While the watermark's boot id is the machine's, nothing behind it counts: readers ignore it. A handle that appends for
+  the first time makes whole records behind it durable and moves it; whatever else is there is cut by the header of a new
+  segment, and so is everything behind a write or sync that failed.
 - After a boot (or without a watermark) the files are scanned, and the next appender opens a new segment. A tail is torn
   only if nothing behind the first bad byte is a record, and the watermark does not lie behind it; else it is rot.
 - `append` returns only after the record is durable and the watermark says so.
@@ -84,6 +85,7 @@ class FileLog:
         self._lock: LockFile | None = None
         self._lock_held = False
         self._held_mark: Watermark | None = None
+        self._tail_adopted = False
         self._appender: AppendFile | None = None
         self._appender_segment = 0
         self._reader: ReadFile | None = None
@@ -128,15 +130,20 @@ class FileLog:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def follow(self, cursor: Cursor, *, names_from: Position = 0) -> Iterator[Entry]:
+    def follow(self, cursor: Cursor, *, names_from: Position = 0, at_least: Position = 0) -> Iterator[Entry]:
         """The records behind `cursor`, oldest first; one watermark read if there are none.
 
         Raises `CorruptionError` for rot, naming segment and offset. Records up to `names_from` are of no interest to
-        the caller and are skipped without decrypting them.
+        the caller and are skipped without decrypting them. A watermark below `at_least`, which is known to be durable,
+        is from before an unclean remount, and is not believed.
         """
         mark = self.current_watermark()
-        if mark is not None and mark.position == cursor.position:
+        if mark is not None and mark.position == cursor.position >= at_least:
             return
+        yield from self._follow(cursor, mark if mark is None or mark.position >= at_least else None, names_from)
+
+    def _follow(self, cursor: Cursor, mark: Watermark | None, names_from: Position) -> Iterator[Entry]:
+        """The records from `cursor` to the watermark, or, without one, to the last that can be read."""
         numbers = [number for number in self.segments() if number >= cursor.segment]
         if not numbers and mark is None and cursor == START:
             return
@@ -256,10 +263,33 @@ class FileLog:
         try:
             self._held_mark = self.watermark()
             self._lock_held = True
+            self._adopt_tail()
             yield
         finally:
             self._lock_held = False
             self._lock.release()
+
+    def _adopt_tail(self) -> None:
+        """Once a handle: count the whole records behind the watermark, after making them durable.
+
+        Nobody is appending while we hold the lock, so they are of a writer that died before it moved the watermark, or
+        the watermark itself was lost: it is not synced, and a file system that was cut off and mounted again without a
+        reboot shows an old one, with acknowledged records behind it. Where a write or sync failed, its writer said so.
+        """
+        mark = self.current_watermark()
+        if self._tail_adopted or mark is None:
+            return
+        self._tail_adopted = True
+        if mark.cut:
+            return
+        reached = start = Cursor(mark.segment, mark.offset, mark.position)
+        for entry in self._follow(start, None, mark.position):
+            if entry.end.segment != reached.segment:
+                self._sync_old(entry.end.segment)
+            reached = entry.end
+        if reached != start:
+            self._sync_old(start.segment)
+            self._write_watermark(Watermark(self._boot_id, reached.segment, reached.offset, reached.position))
 
     def append(self, cursor: Cursor, frame: bytes, previous_hash: bytes, *, sync: bool = True) -> Cursor | None:
         """Append one frame behind `cursor`, durably; None if the log does not end there (follow it, then try again).
@@ -280,6 +310,8 @@ class FileLog:
                 file.sync()
         except BaseException:
             self._drop_appender()
+            if mark is not None:
+                self._write_watermark(mark._replace(cut=True))
             raise
         end = Cursor(self._appender_segment, start + len(frame), cursor.position + 1)
         reached = Watermark(self._boot_id, end.segment, end.offset, end.position, not sync)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from basin.errors import Conflict, CorruptionError
-from basin.format.layout import VERSION_BATCH_BITS
+from basin.format.layout import STRATUM_ACTIVE, STRATUM_CUT, STRATUM_FINISHED, VERSION_BATCH_BITS
 from basin.format.record import (
     IndexRun,
     NameRun,
@@ -37,10 +37,9 @@ from basin.format.record import (
 )
 from basin.terms import Head, Position, StratumId
 
-ACTIVE: Final = 1
-FINISHED: Final = 2
-CUT: Final = 3
-"""A stratum of a dead session: valid up to its length, without a footer of its own."""
+ACTIVE: Final = STRATUM_ACTIVE
+FINISHED: Final = STRATUM_FINISHED
+CUT: Final = STRATUM_CUT
 
 EXPIRY_LAG_MS: Final = 3_600_000
 _MARK_EVERY_MS: Final = 10_000

@@ -50,6 +50,13 @@ CODEC_ZSTD: Final = 1
 FLAG_LINKS: Final = 1
 GRAIN_FLAGS_KNOWN: Final = FLAG_LINKS
 
+STRATUM_ACTIVE: Final = 1
+STRATUM_FINISHED: Final = 2
+STRATUM_CUT: Final = 3
+"""How a record describes a stratum: still growing, with its footer, or of a dead session and valid up to its length."""
+
+HASH_SIZE: Final = 32
+
 PROFILE_OPEN: Final = 0
 PROFILE_ENCRYPTED: Final = 1
 
@@ -135,5 +142,6 @@ WATERMARK_MAGIC: Final = b"BWMK"
 WATERMARK: Final = struct.Struct("<4sHH16sQQQ16s")
 WATERMARK_SIZE: Final = 64
 WATERMARK_FLAG_UNSYNCED: Final = 1
+WATERMARK_FLAG_CUT: Final = 2
 
 RULES_VERSION: Final = 1

@@ -22,14 +22,13 @@ import msgpack
 import numpy as np
 import xxhash
 
-from basin.errors import CorruptionError
+from basin.errors import CorruptionError, UnsupportedVersion
 from basin.format.layout import (
     BLOCK_FLAGS_KNOWN,
     BLOCK_HAS_EXPIRIES,
     BLOCK_HAS_KINDS,
     BLOCK_HAS_VERSIONS,
     CONTENT_SIZE_MAX,
-    ENTRY_DELETE,
     ENTRY_INLINE,
     ENTRY_REFERENCE,
     FULL_NAME_SIZE_MAX,
@@ -37,6 +36,7 @@ from basin.format.layout import (
     NAMES_BLOCK_HEADER_SIZE,
 )
 from basin.format.record import unpack_map
+from basin.terms import CONTENT_KEY_SIZE
 
 _FILTER_NAMES_PER_WORD: Final = 6
 """About 10.7 bits a name: 2 % of the look-ups of absent names read a block in vain."""
@@ -125,7 +125,9 @@ def decode_block(payload: bytes) -> Block:
     )
     columns_size = count * (8 + (1 if has_kinds else 0) + (8 if has_versions else 0) + (8 if has_expiries else 0))
     size = NAMES_BLOCK_HEADER_SIZE + columns_size + names_size + values_size
-    if flags & ~BLOCK_FLAGS_KNOWN or size != len(payload) or not count:
+    if flags & ~BLOCK_FLAGS_KNOWN:
+        raise UnsupportedVersion(f"a block of names with flags {flags:#x} needs a newer Basin", version=flags)
+    if size != len(payload) or not count:
         raise CorruptionError("a block of names does not have the size that its columns say")
     at = NAMES_BLOCK_HEADER_SIZE
     lengths = struct.unpack_from(f"<{2 * count}I", payload, at)
@@ -144,8 +146,12 @@ def decode_block(payload: bytes) -> Block:
         at += 8 * count
     names = _slices(payload, at, lengths[:count], names_size)
     values = _slices(payload, at + names_size, lengths[count:], values_size)
-    if not all(map(le, names, names[1:])):
-        raise CorruptionError("a block of names is out of order")
+    if not all(map(le, names, names[1:])) or max(map(len, names)) > FULL_NAME_SIZE_MAX:
+        raise CorruptionError("a block of names is out of order, or holds a name that is too long")
+    if kinds is not None:
+        for kind, value in zip(kinds, values, strict=True):
+            if kind != ENTRY_INLINE and len(value) != (CONTENT_KEY_SIZE if kind == ENTRY_REFERENCE else 0):
+                raise CorruptionError("a block of names holds an impossible value")
     return Block(names, values, kinds, versions, expiries, version)
 
 
@@ -264,12 +270,8 @@ def _full_name(value: Any) -> bytes:
 
 
 def check_versions(block: Block) -> None:
-    """Raise `CorruptionError` unless versions of one name descend and deletions carry no value."""
+    """Raise `CorruptionError` unless the versions of each name descend."""
     for index in range(1, len(block.names)):
         if block.names[index] == block.names[index - 1]:
             if block.versions is None or block.versions[index] >= block.versions[index - 1]:
                 raise CorruptionError("a block of names holds versions out of order")
-    if block.kinds is not None:
-        for kind, value in zip(block.kinds, block.values, strict=True):
-            if (kind == ENTRY_DELETE and value) or (kind == ENTRY_REFERENCE and len(value) != 32):
-                raise CorruptionError("a block of names holds an impossible value")

@@ -43,9 +43,13 @@ from basin.format.layout import (
     FRAME_SIZE_MAX,
     FULL_NAME_SIZE_MAX,
     RECORD_MAGIC,
+    HASH_SIZE,
     RULES_VERSION,
+    STRATUM_ACTIVE,
+    STRATUM_CUT,
+    STRATUM_FOLDERS,
 )
-from basin.terms import StratumId
+from basin.terms import CONTENT_KEY_SIZE, StratumId
 
 _CHECKSUM_SIZE: Final = 4
 _TAG_SIZE: Final = 16
@@ -179,10 +183,10 @@ class Batch:
                 _names(names),
                 _bytes_list(values),
                 _names(reference_names),
-                _bytes_list(reference_keys),
+                _content_keys(reference_keys),
                 _names(deletes),
                 {_name(name): unsigned(moment) for name, moment in expiries.items()},
-                plain_bytes(run),
+                stratum_id(run) if run else b"",
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise CorruptionError("a batch in a log record is malformed") from error
@@ -412,6 +416,13 @@ def _bytes_list(values: Any) -> list[bytes]:
     return values
 
 
+def _content_keys(values: Any) -> list[bytes]:
+    keys = _bytes_list(values)
+    if any(len(key) != CONTENT_KEY_SIZE for key in keys):
+        raise ValueError("not a content key")
+    return keys
+
+
 def _names(values: Any) -> list[bytes]:
     names = _bytes_list(values)
     if names and max(map(len, names)) > FULL_NAME_SIZE_MAX:
@@ -434,6 +445,8 @@ def stratum_added(value: Any) -> StratumAdded:
     """A `StratumAdded` out of decoded MessagePack, or `ValueError`."""
     identity, kind, status, length, count, digest, generation, session = value
     numbers = [unsigned(number) for number in (kind, status, length, count)]
+    if kind not in STRATUM_FOLDERS or not STRATUM_ACTIVE <= status <= STRATUM_CUT or len(digest) != HASH_SIZE:
+        raise ValueError("not a stratum")
     return StratumAdded(
         stratum_id(identity),
         numbers[0],

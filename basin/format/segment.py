@@ -20,6 +20,7 @@ from basin.format.layout import (
     SEGMENT_HEADER_SIZE,
     SEGMENT_MAGIC,
     WATERMARK,
+    WATERMARK_FLAG_CUT,
     WATERMARK_FLAG_UNSYNCED,
     WATERMARK_MAGIC,
     WATERMARK_SIZE,
@@ -42,7 +43,8 @@ class SegmentHeader(NamedTuple):
 class Watermark(NamedTuple):
     """The log counts up to byte `offset` of `segment`, the record at `position`, and is durable up to there.
 
-    With `unsynced` it counts while the machine runs, and may end earlier after a power cut.
+    With `unsynced` it counts while the machine runs, and may end earlier after a power cut. With `cut` a write or sync
+    behind `offset` failed: what is visible there never counts.
     """
 
     boot_id: bytes
@@ -50,6 +52,7 @@ class Watermark(NamedTuple):
     offset: int
     position: int
     unsynced: bool = False
+    cut: bool = False
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
@@ -74,8 +77,8 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     """Read and verify the first 128 bytes of a segment."""
     if len(data) < SEGMENT_HEADER_SIZE:
         raise TruncatedStratum("a log segment is shorter than its header")
-    magic, version, _, _, basin_id, segment, position, digest, previous_end, _, checksum = SEGMENT_HEADER.unpack_from(
-        data
+    magic, version, zero, zero_2, basin_id, segment, position, digest, previous_end, zero_3, checksum = (
+        SEGMENT_HEADER.unpack_from(data)
     )
     if magic != SEGMENT_MAGIC:
         raise CorruptionError("a log segment does not start with its magic bytes")
@@ -83,12 +86,14 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
         raise ChecksumMismatch("a log segment's header does not match its checksum")
     if version != FORMAT_VERSION:
         raise UnsupportedVersion(f"log format {version} needs a newer Basin", version=version)
+    if zero or zero_2 or any(zero_3):
+        raise CorruptionError("a log segment's header holds impossible values")
     return SegmentHeader(basin_id, segment, position, digest, previous_end)
 
 
 def encode_watermark(mark: Watermark) -> bytes:
     """64 bytes that end with an XXH3-128 of the rest: a half-written watermark is no watermark."""
-    flags = WATERMARK_FLAG_UNSYNCED if mark.unsynced else 0
+    flags = (WATERMARK_FLAG_UNSYNCED if mark.unsynced else 0) | (WATERMARK_FLAG_CUT if mark.cut else 0)
     packed = WATERMARK.pack(
         WATERMARK_MAGIC, FORMAT_VERSION, flags, mark.boot_id, mark.segment, mark.offset, mark.position, b""
     )
@@ -106,4 +111,6 @@ def decode_watermark(data: bytes) -> Watermark | None:
     magic, version, flags, boot_id, segment, offset, position, _ = WATERMARK.unpack_from(data)
     if magic != WATERMARK_MAGIC or version != FORMAT_VERSION:
         return None
-    return Watermark(boot_id, segment, offset, position, bool(flags & WATERMARK_FLAG_UNSYNCED))
+    return Watermark(
+        boot_id, segment, offset, position, bool(flags & WATERMARK_FLAG_UNSYNCED), bool(flags & WATERMARK_FLAG_CUT)
+    )

@@ -16,7 +16,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from basin.testing.crash import DEFAULT_BOUNDS, Bounds, CrashStates
@@ -35,6 +35,8 @@ Check: TypeAlias = Callable[[SimulatedStorage, int], None]
 RECOVERY_BOUNDS: Final = Bounds(sectors=4, positions=4, versions=1, sizes=6, file_states=64, entries=4, states=64)
 
 _BAD_MAX: Final = 10
+_SHARE_MIN: Final = 16
+"""States of each moment, however few of the aim are left: every moment is looked at."""
 _EMPTY: Final = DiskImage({}, frozenset())
 
 
@@ -109,6 +111,7 @@ def explore(
     kills: bool = True,
     bounds: Bounds = DEFAULT_BOUNDS,
     recovery_bounds: Bounds = RECOVERY_BOUNDS,
+    aim: int | None = None,
     seed: int = 0,
 ) -> ExplorationReport:
     """Run `script` once on a disk that holds `start`, and `check` every state a crash may leave; stop at 10 bad ones.
@@ -116,9 +119,11 @@ def explore(
     `each_effect=False` looks only before each sync and acknowledgement and at the end: what a power cut may leave grows
     until then, so that only the bounds make a difference. `kills` adds the states after a killed process. `recoveries`
     states, drawn at random, are recovered on a recorded disk by `recover` (by default `check`) and explored again.
+    `aim` shares about so many images among the script's moments, within `Bounds.states` for each: what a short moment
+    does not need is left to the later ones.
     """
     report = ExplorationReport(bounds, recovery_bounds, seed)
-    return _Exploration(report, check, recover or check, recoveries).run(
+    return _Exploration(report, check, recover or check, recoveries, aim).run(
         script, start, each_effect=each_effect, kills=kills
     )
 
@@ -133,11 +138,15 @@ class _Left:
 
 
 class _Exploration:
-    def __init__(self, report: ExplorationReport, check: Check, recover: Check, recoveries: int) -> None:
+    def __init__(
+        self, report: ExplorationReport, check: Check, recover: Check, recoveries: int, aim: int | None
+    ) -> None:
         self.report = report
         self._check = check
         self._recover = recover
         self._recoveries = recoveries
+        self._aim = aim
+        self._moments_left = 0
         self._random = random.Random(report.seed)
         self._seen: set[tuple[int, int, int]] = set()
         self._images: set[int] = set()
@@ -162,6 +171,7 @@ class _Exploration:
     def _replay(self, start: DiskImage, effects: list[Effect], *, each_effect: bool, kills: bool) -> None:
         """Apply `effects` to a disk with `start` and visit the moments between them."""
         disk = SimulatedDisk.from_image(start, boot=1)
+        self._moments_left = 1 + len(effects)
         self._visit_power_cut(disk, "none", level=1)
         for number, effect in enumerate(effects):
             where = f"{number}: {effect}"
@@ -180,7 +190,7 @@ class _Exploration:
 
     def _visit_power_cut(self, disk: SimulatedDisk, where: str, *, level: int) -> None:
         report = self.report
-        bounds = report.bounds if level == 1 else report.recovery_bounds
+        bounds = self._bounds_now() if level == 1 else report.recovery_bounds
         moment = CrashStates(disk, bounds, seed=report.seed + report.moments)
         report.moments += 1
         report.omitted += moment.omitted
@@ -196,6 +206,15 @@ class _Exploration:
                 self._visit(_Left(moment.image(state), boot, acknowledged), where, level)
                 if len(report.bad) >= _BAD_MAX:
                     return
+
+    def _bounds_now(self) -> Bounds:
+        """The bounds of the next moment of the script."""
+        bounds = self.report.bounds
+        if self._aim is None:
+            return bounds
+        share = (self._aim - len(self._images)) // max(1, self._moments_left)
+        self._moments_left -= 1
+        return replace(bounds, states=min(bounds.states, max(_SHARE_MIN, 2 * share)))
 
     def _visit_kill(self, disk: SimulatedDisk, image: DiskImage, where: str) -> None:
         key = (image.digest, disk.boot, disk.acknowledged)
