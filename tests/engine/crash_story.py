@@ -1,8 +1,8 @@
 """What the crash and fault tests share: a script over real handles, and the model it is compared with.
 
 A `Story` runs handles on one simulated disk as processes would, and remembers after each commit what the basin must
-hold (`Expected`). `Story.check` opens a disk as a crash left it and compares: the basin holds what the last acknowledged
-commit left, or the one that was on its way, and nothing in between (D1, D2); every content can be read.
+hold (`Expected`). `Story.check` opens a disk as a crash left it and compares: the basin holds what the last
+acknowledged commit left, or one that was on its way, and nothing in between (D1, D2); every content can be read.
 
 Everything is opened with a raw secret, because argon2id would cost more than all the rest.
 """
@@ -19,9 +19,9 @@ from blake3 import blake3
 from basin.api import Database, open_storage
 from basin.engine.secret import Secret
 from basin.storage.protocol import Storage
+from basin.terms import ContentKey
 from basin.testing.disk import DiskImage, SimulatedDisk
 from basin.testing.simulated import SimulatedStorage
-from basin.terms import ContentKey
 
 SECRET: Final = Secret.generate()
 MARKER: Final = b"~written after the crash"
@@ -86,8 +86,10 @@ class Story:
     not acknowledged: each of them may be found, until the next acknowledgement.
     """
 
-    def __init__(self, start: Expected | None = None, **options: Any) -> None:
+    def __init__(self, start: Expected | None = None, *, bulky: bool = False, **options: Any) -> None:
+        """`bulky`: every `put` also writes several sectors of names and contents, for a crash to tear apart."""
         self.options = TINY | options
+        self.bulky = bulky
         self.start = start or Expected()
         self.model = self.start
         self.bases = [self.start]
@@ -138,6 +140,10 @@ class Story:
 
     def put(self, database: Database, names: dict[bytes, bytes], *contents: bytes) -> None:
         """One batch of names and contents."""
+        if self.bulky:
+            label = str(self.acknowledged)
+            names = names | {f"bulk-{at:02}".encode(): scattered(label + str(at), 60) for at in range(16)}
+            contents = (*contents, scattered(label, 1800))
         model = self.model.plus(names, *contents)
         with self.committing(model), database.batch() as batch:
             for content in contents:
@@ -196,6 +202,11 @@ class Story:
         damage = [finding for finding in database.check(read_data=True) if finding.severity == "damage"]
         if damage and acknowledged >= self.sound_from:
             raise AssertionError(f"after {acknowledged} acknowledged commits check reports {damage}")
+
+
+def scattered(label: str, size: int) -> bytes:
+    """Bytes of their own for each label, which do not shrink: they fill as many sectors as they are long."""
+    return blake3(label.encode()).digest(size)
 
 
 def content_key(content: bytes) -> ContentKey:
