@@ -57,7 +57,7 @@ def last_version(position: Position) -> int:
 
 
 class Stratum(NamedTuple):
-    """A stratum in the state: how the log describes it, the last position that relied on it, and its condemn (0: live)."""
+    """A stratum in the state: what the log says of it, the last position that relied on it, its condemn (0: live)."""
 
     added: StratumAdded
     relied: Position

@@ -14,7 +14,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import le
 from typing import Any, Final, NamedTuple
 
@@ -159,7 +159,7 @@ def _slices(payload: bytes, start: int, lengths: Sequence[int], total: int) -> l
     ends = list(accumulate(lengths, initial=start))
     if ends[-1] != start + total:
         raise CorruptionError("a block of names holds lengths that do not add up")
-    return [payload[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [payload[begin:end] for begin, end in pairwise(ends)]
 
 
 @dataclass(slots=True)
@@ -272,6 +272,7 @@ def _full_name(value: Any) -> bytes:
 def check_versions(block: Block) -> None:
     """Raise `CorruptionError` unless the versions of each name descend."""
     for index in range(1, len(block.names)):
-        if block.names[index] == block.names[index - 1]:
-            if block.versions is None or block.versions[index] >= block.versions[index - 1]:
-                raise CorruptionError("a block of names holds versions out of order")
+        if block.names[index] == block.names[index - 1] and (
+            block.versions is None or block.versions[index] >= block.versions[index - 1]
+        ):
+            raise CorruptionError("a block of names holds versions out of order")

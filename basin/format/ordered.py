@@ -1,8 +1,9 @@
 """Codecs that keep order: numbers and tuples as names whose byte order is their own order.
 
-`u64` is eight bytes, big-endian. A tuple is its elements one after another, each with a leading type code; types sort as
-None < bool < int < float < bytes < str < tuple, and within a type by value. Bytes and text end with a zero byte, in
-which a zero of their own becomes `00 FF`. The idea is that of FoundationDB's tuple layer; the codes are our own. Pure.
+`u64` is eight bytes, big-endian. A tuple is its elements one after another, each behind the code of its type; types
+sort as None < bool < int < float < bytes < str < tuple, and within a type by value. Bytes and text end with a zero
+byte, in which a zero of their own becomes `00 FF`. The idea is that of FoundationDB's tuple layer; the codes are our
+own. Pure.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ a cipher key of its own, derived from 32 fresh random bytes, because a log has m
 
 Invariants:
 
-- The checksum covers the frame behind it; the seal's associated data is (version, basin id, header behind the checksum).
+- The checksum covers the frame behind it; the seal's associated data is version, basin id, header behind the checksum.
 - The chain hash of a record is the BLAKE3 of its whole frame; the next record's payload names it.
 - A decoder raises errors of `basin.errors` on any input, and allocates no more than the input's own size and a cap.
 
@@ -42,8 +42,8 @@ from basin.format.layout import (
     FRAME_HEADER_SIZE,
     FRAME_SIZE_MAX,
     FULL_NAME_SIZE_MAX,
-    RECORD_MAGIC,
     HASH_SIZE,
+    RECORD_MAGIC,
     RULES_VERSION,
     STRATUM_ACTIVE,
     STRATUM_CUT,

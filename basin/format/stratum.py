@@ -72,7 +72,7 @@ def encode_header(header: StratumHeader) -> bytes:
 
 
 def decode_header(data: bytes) -> StratumHeader:
-    """Read and verify a header. Raises `TruncatedStratum`, `ChecksumMismatch`, `UnsupportedVersion`, `CorruptionError`."""
+    """Read and verify a header. Raises the kinds of `CorruptionError`, and `UnsupportedVersion`."""
     if len(data) < STRATUM_HEADER_SIZE:
         raise TruncatedStratum(f"a stratum header has {STRATUM_HEADER_SIZE} bytes, here are {len(data)}")
     magic, version, kind, profile, generation, basin_id, stratum_id, session, material, commitment, zero, checksum = (
