@@ -10,17 +10,45 @@ Start with `basin.open`; `docs/glossary.md` has the words.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from basin import errors
-from basin.api import Database, ingest, open  # noqa: A004  # `basin.open`, as in `gzip.open`
-from basin.engine.basin import Change, LogEntry
-from basin.engine.ingest import Report, Ticket
-from basin.engine.options import Options
-from basin.engine.repair import RepairAction
-from basin.engine.secret import Secret
-from basin.engine.secrets import SlotInfo
-from basin.engine.verify import Finding
-from basin.errors import BasinError, Conflict
-from basin.terms import ContentKey, Head, PartAddress, Position, Ref
+
+if TYPE_CHECKING:
+    from basin.api import Database, ingest, open  # noqa: A004  # `basin.open`, as in `gzip.open`
+    from basin.engine.basin import Change, LogEntry
+    from basin.engine.ingest import Report, Ticket
+    from basin.engine.options import Options
+    from basin.engine.repair import RepairAction
+    from basin.engine.secret import Secret
+    from basin.engine.secrets import SlotInfo
+    from basin.engine.verify import Finding
+    from basin.errors import BasinError, Conflict
+    from basin.terms import ContentKey, Head, PartAddress, Position, Ref
+
+# Loaded with their first use: `basin --help`, and whoever needs the errors alone, does not wait for the engine.
+_MODULES: Final = {
+    "BasinError": "basin.errors",
+    "Change": "basin.engine.basin",
+    "Conflict": "basin.errors",
+    "ContentKey": "basin.terms",
+    "Database": "basin.api",
+    "Finding": "basin.engine.verify",
+    "Head": "basin.terms",
+    "LogEntry": "basin.engine.basin",
+    "Options": "basin.engine.options",
+    "PartAddress": "basin.terms",
+    "Position": "basin.terms",
+    "Ref": "basin.terms",
+    "RepairAction": "basin.engine.repair",
+    "Report": "basin.engine.ingest",
+    "Secret": "basin.engine.secret",
+    "SlotInfo": "basin.engine.secrets",
+    "Ticket": "basin.engine.ingest",
+    "ingest": "basin.api",
+    "open": "basin.api",
+}
 
 __all__ = [
     "BasinError",
@@ -45,3 +73,15 @@ __all__ = [
     "open",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'basin' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

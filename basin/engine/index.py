@@ -40,7 +40,8 @@ _LENGTH_MASK: Final = (1 << 32) - 1
 
 class PageCache:
     """Counts the verified index pages in memory and drops the oldest. The pages themselves stand with their index, so
-    that a hit on the path of every `get` is one dict look-up. Safe for threads."""
+    that a hit on the path of every `get` is one dict look-up. Safe for threads.
+    """
 
     def __init__(self, size_max: int) -> None:
         self._order: deque[tuple[dict[int, bytes], int]] = deque()

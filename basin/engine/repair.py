@@ -18,7 +18,7 @@ from basin.engine.compaction import checkpoint, write_index_run
 from basin.engine.index import IndexReader, PageCache
 from basin.engine.names import BrokenRun, RunReader
 from basin.engine.reader import StratumReader
-from basin.engine.recovery import sweep
+from basin.engine.recovery import stored_strata, sweep
 from basin.engine.runs import Columns, write_run
 from basin.engine.state import ACTIVE, EMPTY_HASH, Stratum
 from basin.engine.verify import scan_places
@@ -134,6 +134,7 @@ def _repair_indexes(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
         rows += [IndexEntry(key, offset, length, number, Kind.BLOB, 0) for key, offset, length in sorted(places)]
         detail = f"write a new index of {len(places)} grains"
         yield RepairAction("index", stratum_name(added.kind, identity), detail, not dry_run)
+    lost = {key for key in lost if core.keyring.grain_keys.content_key(key) not in core.state.damaged}
     if lost:
         yield RepairAction("damaged", "log", f"record {len(lost)} grains as damaged", not dry_run)
     if dry_run or not (strata or lost):
@@ -262,7 +263,9 @@ def _repair_checkpoints(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
 
 
 def _repair_leftovers(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
+    for kind, identity, header in stored_strata(core):
+        known = identity in core.state.strata or core.owns(identity)
+        if not known and header is not None and header.session not in core.state.sessions:
+            yield RepairAction("leftover", stratum_name(kind, identity), "delete: no record names it", not dry_run)
     if not dry_run:
-        removed = sweep(core)
-        if removed:
-            yield RepairAction("leftover", "", f"deleted {removed} files that no record names", done=True)
+        sweep(core)

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from basin.engine.index import IndexReader, PageCache
 from basin.engine.keyring import list_slots
-from basin.engine.keyspace import ROOTS_KEYSPACE, prefix_of
+from basin.engine.keyspace import DEFAULT_KEYSPACE, FIRST_USER_KEYSPACE, ROOTS_KEYSPACE, prefix_of
 from basin.engine.log import segment_name
 from basin.engine.names import BrokenRun, open_run, scan
 from basin.engine.reader import StratumReader
@@ -28,6 +28,7 @@ from basin.engine.writer import stratum_name
 from basin.errors import BasinError, ContentNotFound, CorruptionError, ObjectMissing, StorageError
 from basin.format.clast import decode_clast
 from basin.format.layout import (
+    KEYSPACE_PREFIX_SIZE,
     STRATUM_HEADER_SIZE,
     Kind,
     StratumKind,
@@ -94,6 +95,19 @@ def check(
     yield from _check_index_runs(walk)
     yield from _check_names(walk)
     yield from _check_leftovers(core)
+
+
+def user_name(full: bytes) -> tuple[bytes, ...]:
+    """The user's part of a full name, or nothing where the name is Basin's own (a root, say)."""
+    number = int.from_bytes(full[:KEYSPACE_PREFIX_SIZE], "big")
+    if DEFAULT_KEYSPACE < number < FIRST_USER_KEYSPACE:
+        return ()
+    return (full[KEYSPACE_PREFIX_SIZE:],)
+
+
+def _shown(full: bytes) -> str:
+    """A full name in a text."""
+    return repr(full[KEYSPACE_PREFIX_SIZE:]) if user_name(full) else "a root or a name of Basin's own"
 
 
 def _finding(kind: str, name: str, error: BaseException | str, **more: object) -> Finding:
@@ -375,9 +389,13 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
                     raise CorruptionError(f"block {number} holds names that the filter denies")
             except (CorruptionError, StorageError) as error:
                 following = [*reader.directory.firsts, reader.directory.last][number + 1]
-                detail = f"{error} (names from {first[4:]!r} to {following[4:]!r})"
+                detail = f"{error} (names from {_shown(first)} to {_shown(following)})"
                 yield _finding(
-                    "names", name, detail, names=(first[4:], following[4:]), readable="names outside of that range"
+                    "names",
+                    name,
+                    detail,
+                    names=user_name(first) + user_name(following),
+                    readable="names outside of that range",
                 )
                 entries = run.entries
         if entries != run.entries:
@@ -408,8 +426,8 @@ def _check_references(walk: _Walk) -> Iterator[Finding]:
                 if place is None:
                     if core.locator.broken:
                         continue  # It may be in a stratum that was reported above.
-                    detail = f"the content {key.hex()} that {name[4:]!r} refers to is in no stratum"
-                    yield _finding("missing", "names", detail, names=(name[4:],), content_keys=(key.hex(),))
+                    detail = f"the content {key.hex()} that {_shown(name)} refers to is in no stratum"
+                    yield _finding("missing", "names", detail, names=user_name(name), content_keys=(key.hex(),))
                     continue
                 try:
                     kind = core.locator.kind_of(place.stratum)
@@ -418,7 +436,7 @@ def _check_references(walk: _Walk) -> Iterator[Finding]:
                     continue  # Reported with its stratum.
                 if missing:
                     detail = f"{len(missing)} contents that {key.hex()} links to are in no stratum"
-                    yield _finding("missing", "names", detail, names=(name[4:],), content_keys=tuple(missing))
+                    yield _finding("missing", "names", detail, names=user_name(name), content_keys=tuple(missing))
     except (CorruptionError, StorageError):
         return  # The runs of names or indexes that cannot be read were reported above.
 
@@ -446,7 +464,7 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
     try:
         for name, key in _references(walk.core):
             if key in wanted and len(names) < NAMES_LISTED_MAX:
-                names.append(name[4:])
+                names += user_name(name)
     except (CorruptionError, StorageError):
         pass  # Names that cannot be read are findings of their own.
     return tuple(names)
@@ -460,7 +478,7 @@ def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
         for name, key in _references(core):
             place = core.locator.find(core.keyring.grain_keys.grain_key(key))
             if place is not None and place.stratum == identity and len(names) < NAMES_LISTED_MAX:
-                names.append(name[4:])
+                names += user_name(name)
     except (CorruptionError, StorageError, ContentNotFound, ObjectMissing):
         pass  # As above.
     return tuple(names)
