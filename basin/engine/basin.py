@@ -1,7 +1,8 @@
 """`Basin`: the handle that users hold. A mapping of names, and everything else that concerns the whole basin.
 
 Reading order for a newcomer: `Basin.put` -> `scopes.HandleScope.put` -> `core.Core.put_row`; then `Basin.commit` ->
-`core.Core._commit_group` -> `log.FileLog.append`. And back: `Basin.get` -> `scopes.HandleScope.find` -> `names.find_row`.
+`core.Core._commit_group` -> `log.FileLog.append`. And back: `Basin.get` -> `scopes.HandleScope.find` ->
+`names.find_row`.
 
 Invariants: a handle that was inherited through `fork` does nothing but raise `BasinClosed`; pickling is refused.
 """
@@ -78,8 +79,8 @@ class Names(NameMap[bytes, bytes]):
     def keyspace(self, name: str, order: str | None = None, values: str | None = None) -> NameMap[Any, Any]:
         """The names of a keyspace, apart from all others. Created with the first use that may write.
 
-        `order` says what names are ("bytes", "u64", "tuple"), `values` what values are ("bytes", "json"); both are fixed
-        at creation (default "bytes"), and later calls may leave them out. Raises `InvalidArgument` if they differ.
+        `order` says what names are ("bytes", "u64", "tuple"), `values` what values are ("bytes", "json"); both are
+        fixed at creation (default "bytes"), and later calls may leave them out. Raises `InvalidArgument` if they differ.
         """
         check_keyspace_name(name)
         if order not in (None, *ORDERS) or values not in (None, *VALUES):
@@ -229,7 +230,7 @@ class Basin(Names):
         self.url = url
         _open_cores.add(core)
 
-    # --- batches, transactions, views ---------------------------------------------------------------------------------
+    # --- batches, transactions, views -------------------------------------------------------------------------------
 
     def batch(self) -> Batch:
         """Changes that are committed together: `with db.batch() as b: …`."""
@@ -240,7 +241,7 @@ class Basin(Names):
         return Transaction(self._core)
 
     def run(self, work: Callable[[Any], T], retries: int = 8) -> T:
-        """Call `work(transaction)` and commit; on `Conflict` again, at most `retries` times more. Returns its result."""
+        """Call `work(transaction)` and commit; on `Conflict` again, at most `retries` times more. Returns the result."""
         for attempt in range(retries + 1):
             try:
                 with self.transaction() as transaction:
@@ -293,7 +294,7 @@ class Basin(Names):
         """The basin as it was at a log position, at the time of its record. Raises `PositionGone` below the floor."""
         return View(self._past_scope(position))
 
-    # --- the log ------------------------------------------------------------------------------------------------------
+    # --- the log ----------------------------------------------------------------------------------------------------
 
     def commit(self) -> Position:
         """Make everything changed through this handle durable, and see what others committed. Returns the position.
@@ -312,7 +313,7 @@ class Basin(Names):
 
     @property
     def head(self) -> Head:
-        """Position and hash of the newest record, after committing what is pending; remember it to detect a rollback."""
+        """Position and hash of the newest record, after committing what waits; remember it to detect a rollback."""
         core = self._core
         if core.writable and core.poisoned is None:
             core.commit_pending()
@@ -414,14 +415,19 @@ class Basin(Names):
                 _summary(entry),
             )
 
-    # --- the whole store ----------------------------------------------------------------------------------------------
+    # --- the whole store --------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
         """Sizes and counts, as plain numbers. Reads no stratum."""
         self._core.require_open()
         return stats(self._core, self.url)
 
-    def check(self, read_data: bool = True, *, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
+    def check(  # the design fixes `read_data` as positional
+        self,
+        read_data: bool = True,  # noqa: FBT001, FBT002
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Finding]:
         """Yield everything that is wrong: structure and indexes, with `read_data` every byte too. Changes nothing.
 
         `progress` is called with (bytes done, bytes in all).
@@ -438,7 +444,7 @@ class Basin(Names):
         """The key slots: list, add, remove, rotate."""
         return Secrets(self._core)
 
-    # --- life -----------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Commit what is pending, finish the strata, end the session. Closing twice is harmless."""

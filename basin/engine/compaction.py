@@ -68,10 +68,10 @@ def upkeep(core: Core) -> None:
     """
     state = core.state
     structure = (state.strata, state.name_runs, state.index_runs)
-    if all(old is new for old, new in zip(core.settled, structure, strict=False)) and core.settled:
-        # Most commits only add a few names: nothing to merge that there was not after the last one.
-        if not is_flush_due(core) and not is_checkpoint_due(core):
-            return
+    # Most commits only add a few names: nothing to merge that there was not after the last one.
+    is_settled = bool(core.settled) and all(old is new for old, new in zip(core.settled, structure, strict=True))
+    if is_settled and not is_flush_due(core) and not is_checkpoint_due(core):
+        return
     for step in (_flush_names, _merge_runs, _merge_small_strata, _merge_index_runs, _checkpoint_log):
         if step.__name__ in core.upkeep_problems:
             continue
@@ -121,7 +121,7 @@ def _checkpoint_log(core: Core) -> None:
         checkpoint(core)
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def flush(core: Core) -> bool:
@@ -187,7 +187,7 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
     removed = [one.id for one in window]
     empty = not run.entries and not kept_ranges
     done = core.append(
-        lambda now: Record(
+        lambda _: Record(
             0,
             0,
             EMPTY_HASH,
@@ -276,7 +276,7 @@ def _retained(entries: list[_Entry], ranges: list[Range], expired_ms: int, *, fl
     return kept
 
 
-# --- grain indexes ------------------------------------------------------------------------------------------------------
+# --- grain indexes --------------------------------------------------------------------------------------------------
 
 
 def plan_index_merge(state: State) -> list[tuple[int, StratumId, int]]:
@@ -410,7 +410,7 @@ def write_index_run(
         raise
 
 
-# --- small strata -------------------------------------------------------------------------------------------------------
+# --- small strata ---------------------------------------------------------------------------------------------------
 
 
 def plan_strata_merge(state: State) -> list[StratumId]:
@@ -486,7 +486,7 @@ def _copy_grains(core: Core, identity: StratumId, writer: StratumWriter) -> None
         writer.append(header.kind, header.key, header.codec, header.flags, plain)
 
 
-# --- checkpoints and old log --------------------------------------------------------------------------------------------
+# --- checkpoints and old log ----------------------------------------------------------------------------------------
 
 
 def checkpoint(core: Core) -> None:

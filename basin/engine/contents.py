@@ -80,7 +80,7 @@ class Contents:
         """Content keys whose grains are known to be damaged: they do not count as found."""
         self.new_count = self.new_size = self.found_count = self.found_size = self.stored_size = 0
 
-    # --- putting ------------------------------------------------------------------------------------------------------
+    # --- putting ----------------------------------------------------------------------------------------------------
 
     def put(self, content: bytes, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
         """Store `content`, unless it is there; returns its content key."""
@@ -264,7 +264,7 @@ class Contents:
     def _put_part(self, part: bytes, relied: Relied) -> bytes:
         return self._put_grain(Kind.PART, part, relied, ())
 
-    # --- getting ------------------------------------------------------------------------------------------------------
+    # --- getting ----------------------------------------------------------------------------------------------------
 
     def get(self, key: bytes) -> bytes:
         """The whole content; raise `ContentNotFound`. A clast is put together in memory."""
@@ -370,7 +370,7 @@ class Contents:
         return contents
 
     def links(self, key: bytes) -> list[bytes]:
-        """Union of the links of all grains of a key; raise `ContentNotFound`, and what keeps a stratum from being searched."""
+        """Union of the links of all grains of a key; raise `ContentNotFound`, and why a stratum cannot be searched."""
         grain_key = self._map.grain_key(key)
         union: dict[bytes, None] = {}
         found = False
@@ -405,7 +405,7 @@ class Contents:
             self._locator.kind_of(place.stratum), place.stratum
         )
 
-    # --- helpers ------------------------------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------------------------
 
     def _compressor(self) -> zstandard.ZstdCompressor:
         level = self._options.compression_level

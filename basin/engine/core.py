@@ -145,7 +145,7 @@ class Core:
         self._timer: threading.Thread | None = None
         self._timer_wake = threading.Event()
 
-    # --- opening ------------------------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Read the newest good checkpoint, and follow the log to its end. Forgets what this handle knew before."""
@@ -203,7 +203,7 @@ class Core:
         by_id = {reader.run.id: reader for reader in known}
         return order_runs([by_id.get(run.id) or open_run(run, self.readers, self.blocks) for run in runs])
 
-    # --- following the log --------------------------------------------------------------------------------------------
+    # --- following the log ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -268,7 +268,7 @@ class Core:
         self.contents.damaged = state.damaged
         self.current = Current(state, tables)
 
-    # --- pending changes ----------------------------------------------------------------------------------------------
+    # --- pending changes --------------------------------------------------------------------------------------------
 
     def put_row(self, name: bytes, kind: int, value: bytes, expiry_ms: int = 0, relied: Relied | None = None) -> None:
         """Change one full name: visible through this handle at once, durable with the next commit."""
@@ -381,7 +381,7 @@ class Core:
                 except BasinError as error:
                     self._unreported = error  # Whoever uses the handle next, or closes it, is told.
 
-    # --- committing ---------------------------------------------------------------------------------------------------
+    # --- committing -------------------------------------------------------------------------------------------------
 
     def commit(self, pending: Pending) -> Position:
         """Commit one batch, durably, together with those of other threads. Raises `Conflict` if its check does."""
@@ -613,14 +613,14 @@ class Core:
             position=self.state.position,
         )
 
-    # --- sessions and strata ------------------------------------------------------------------------------------------
+    # --- sessions and strata ----------------------------------------------------------------------------------------
 
     def ensure_session(self) -> None:
         """Begin this handle's session, if it has none: before its first file."""
         if self.session:
             return
         with self.commit_mutex:
-            self.append(lambda state: Record(0, 0, EMPTY_HASH, 0) if not self.session else None)
+            self.append(lambda _: Record(0, 0, EMPTY_HASH, 0) if not self.session else None)
             recover(self)
 
     def _lock_session(self, position: Position) -> None:
@@ -707,7 +707,7 @@ class Core:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
         upkeep(self)
 
-    # --- closing ------------------------------------------------------------------------------------------------------
+    # --- closing ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Commit what waits, finish the strata, end the session, release everything. Closing twice is harmless."""

@@ -133,7 +133,7 @@ class GrainLocator:
         self.broken: dict[StratumId, BasinError] = {}
         """Strata whose grains cannot be looked up, and why."""
 
-    # --- keeping up ---------------------------------------------------------------------------------------------------
+    # --- keeping up -------------------------------------------------------------------------------------------------
 
     def add_writer(self, writer: StratumWriter) -> None:
         """A stratum of this handle: its grains count for this handle at once."""
@@ -228,7 +228,7 @@ class GrainLocator:
             places[found.header.key] = reached + found.offset << 32 | found.header.stored_size
         return length, places
 
-    # --- looking up ---------------------------------------------------------------------------------------------------
+    # --- looking up -------------------------------------------------------------------------------------------------
 
     def find(self, key: bytes) -> Location | None:
         """One place of `key`, or None."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Item: TypeAlias = "bytes | Path | tuple[bytes | str, bytes | Path]"
 """A blob, or (name, value): bytes, or the path of a file that the worker reads."""
 
+SOURCE_NONE: Final = "none"
+"""Where a worker finds the secret of an open basin."""
 BATCH_COUNT: Final = 256
 """Items that one task carries: few enough that the last tasks end together, enough to outweigh their pickling."""
 _ROOTS: Final = prefix_of(ROOTS_KEYSPACE)
@@ -69,6 +71,8 @@ def make_ticket(core: Core, url: str, secret: Secret | None, options: dict[str, 
     core.ensure_session()
     core.tickets += 1
     source = SOURCE_MEMORY if secret is None else secret.source
+    if core.keyring.profile == "open":
+        source = SOURCE_NONE
     return Ticket(os.fspath(Path(url).absolute()), core.session, source, options)
 
 
@@ -133,7 +137,7 @@ def _put(core: Core, values: Sequence[bytes | Path], relied: Relied) -> list[byt
 
 
 def adopt(core: Core, reports: Iterable[Report]) -> Position:
-    """Commit everything that workers reported, in one record. Raises `CorruptionError` if a stratum is not as reported."""
+    """Commit what workers reported, in one record. Raises `CorruptionError` if a stratum is not as reported."""
     reports = list(reports)
     core.require_writable()
     strata: list[StratumAdded] = []
@@ -142,8 +146,7 @@ def adopt(core: Core, reports: Iterable[Report]) -> Position:
     for report in reports:
         if report.session != core.session:
             raise InvalidArgument("this report is of another handle's ticket", session=report.session)
-        for described in report.strata:
-            strata.append(_verified(core, described))
+        strata += [_verified(core, described) for described in report.strata]
         relied.update({key: StratumId(identity) for key, identity in report.relied.items()})
         rows += report.rows
     core.commit_strata(strata, rows, relied)
@@ -163,7 +166,7 @@ def _verified(core: Core, described: tuple[Any, ...]) -> StratumAdded:
     return added
 
 
-# --- the default pool ---------------------------------------------------------------------------------------------------
+# --- the default pool -----------------------------------------------------------------------------------------------
 
 
 _worker_secret: Secret | None = None
@@ -181,7 +184,7 @@ def worker_secret(ticket: Ticket) -> Secret | None:
     """The secret of this worker process: handed over by the pool, or from the source that the ticket names."""
     if _worker_secret is not None:
         return _worker_secret
-    return Secret.from_source(ticket.secret_source) if ticket.secret_source != "open" else None
+    return Secret.from_source(ticket.secret_source) if ticket.secret_source != SOURCE_NONE else None
 
 
 def default_executor(secret: Secret | None, workers: int) -> Executor:
@@ -209,7 +212,7 @@ def run_ingest(
             report = future.result()
         except (InvalidArgument, CorruptionError):
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever an executor raises when it loses a worker
             report = work(ticket, batch)
         reports.append(report)
         if progress is not None:

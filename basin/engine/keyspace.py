@@ -130,8 +130,8 @@ def _decode_json(data: bytes) -> Any:
 
 
 ORDERS: Final[dict[str, Order]] = {
-    "bytes": Order(_encode_name, lambda data: data, lambda low: end_of(low)),
-    "u64": Order(encode_u64, decode_u64, lambda low: end_of(low)),
+    "bytes": Order(_encode_name, lambda data: data, end_of),
+    "u64": Order(encode_u64, decode_u64, end_of),
     # A zero byte within text or bytes is followed by FF, the end of an element never is.
     "tuple": Order(encode_tuple, decode_tuple, lambda low: low + b"\xff"),
 }
@@ -178,7 +178,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         self._end = end_of(self._prefix)
         self._order, self._values = ORDERS[order], VALUES[values]
 
-    # --- encoding -----------------------------------------------------------------------------------------------------
+    # --- encoding ---------------------------------------------------------------------------------------------------
 
     def _full(self, name: Any) -> bytes:
         encoded = name if type(name) is bytes and self._order is ORDERS["bytes"] else self._order.encode(name)
@@ -211,7 +211,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
             return None
         return row
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, name: K | str) -> V:
         """The value; raise `NameNotFound`."""
@@ -335,7 +335,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         """A view that scans."""
         return _Values(self)
 
-    # --- writing ------------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------------------------
 
     def __setitem__(self, name: K | str, value: V | Ref) -> None:
         self.put(name, value)

@@ -4,8 +4,8 @@ Invariants:
 
 - Nothing is overwritten or truncated but the watermark in `log/lock`, which is never replaced.
 - While the watermark's boot id is the machine's, nothing behind it counts: readers ignore it. A handle that appends for
-  the first time makes whole records behind it durable and moves it; whatever else is there is cut by the header of a new
-  segment, and so is everything behind a write or sync that failed.
+  the first time makes whole records behind it durable and moves it; whatever else is there is cut by the header of a
+  new segment, and so is everything behind a write or sync that failed.
 - After a boot (or without a watermark) the files are scanned, and the next appender opens a new segment. A tail is torn
   only if nothing behind the first bad byte is a record, and the watermark does not lie behind it; else it is rot.
 - `append` returns only after the record is durable and the watermark says so.
@@ -16,6 +16,7 @@ It knows frames and positions; what a record means is `state`'s business.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -92,7 +93,7 @@ class FileLog:
         self._reader_segment = 0
         self._boot_id = storage.boot_id()
 
-    # --- where the log ends -------------------------------------------------------------------------------------------
+    # --- where the log ends -----------------------------------------------------------------------------------------
 
     def segments(self) -> list[int]:
         """Numbers of the segments that are there, ascending."""
@@ -124,11 +125,11 @@ class FileLog:
             return None
 
     def current_watermark(self) -> Watermark | None:
-        """The watermark, if it is of this boot: then it is where the log ends. Nobody moves it while we hold the lock."""
+        """The watermark, if it is of this boot: where the log ends. Nobody moves it while we hold the lock."""
         mark = self._held_mark if self._lock_held else self.watermark()
         return mark if mark is not None and mark.boot_id == self._boot_id else None
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def follow(self, cursor: Cursor, *, names_from: Position = 0, at_least: Position = 0) -> Iterator[Entry]:
         """The records behind `cursor`, oldest first; one watermark read if there are none.
@@ -249,7 +250,7 @@ class FileLog:
             return START
         raise CorruptionError(f"the log behind position {position} is missing", object=LOG_FOLDER, offset=0)
 
-    # --- appending ----------------------------------------------------------------------------------------------------
+    # --- appending --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -400,13 +401,13 @@ class FileLog:
         self._appender = None
         self._close_reader()
 
-    # --- upkeep -------------------------------------------------------------------------------------------------------
+    # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def remove_through(self, position: Position, keep: int) -> int:
-        """Delete the segments all of whose records are at or below `position`; never segment `keep`. Returns how many."""
+        """Delete the segments with no record above `position`; never segment `keep`. Returns how many."""
         removed = 0
         numbers = self.segments()
-        for segment, following in zip(numbers, numbers[1:], strict=False):
+        for segment, following in itertools.pairwise(numbers):
             if segment >= keep or self.header(following).first_position - 1 > position:
                 break
             self._storage.delete(segment_name(segment))

@@ -90,7 +90,7 @@ class Memtable:
         self.rows[name] = row
         self.size += len(name) + len(row[2]) + ROW_OVERHEAD
 
-    # --- changes that are not logged yet ------------------------------------------------------------------------------
+    # --- changes that are not logged yet ----------------------------------------------------------------------------
 
     def put(self, name: bytes, kind: int, value: bytes, expiry_ms: int = 0) -> None:
         """Set a pending row in place of any other."""
@@ -130,7 +130,7 @@ class Memtable:
         """The pending changes as a batch."""
         batch = Batch(ranges=[(start, stop) for start, stop, _ in self.ranges])
         rows = list(self.rows.values())
-        if not any([row[1] != ENTRY_INLINE or row[3] for row in rows]):
+        if not any(row[1] != ENTRY_INLINE or row[3] for row in rows):
             batch.names, batch.values = list(self.rows), [row[2] for row in rows]
             return batch
         for name, (_, kind, value, expiry_ms, _older) in self.rows.items():
@@ -146,7 +146,7 @@ class Memtable:
                 batch.expiries[name] = expiry_ms
         return batch
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def find(self, name: bytes, version_max: int) -> Row | None:
         """The newest row of `name` at or below `version_max`."""

@@ -159,7 +159,7 @@ def _own_entries(core: Core, known: Stratum) -> set[tuple[bytes, int, int]] | No
         return None
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def _repair_names(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
@@ -245,7 +245,7 @@ def _rewrite_run(core: Core, reader: RunReader, blocks: list[Block]) -> None:
     core.delete_stratum(StratumKind.META, old.id if done else run.id)
 
 
-# --- the rest -----------------------------------------------------------------------------------------------------------
+# --- the rest -------------------------------------------------------------------------------------------------------
 
 
 def _repair_checkpoints(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:

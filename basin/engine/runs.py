@@ -83,8 +83,8 @@ class RunBuilder:
             self._add_block(columns.part(start, stop))
             start, reached = stop, ends[stop - 1]
         self._digests.extend(map(xxhash.xxh3_64_intdigest, names))
-        self._version_min = min(self._version_min, min(columns.versions))
-        self._version_max = max(self._version_max, max(columns.versions))
+        lowest, highest = min(columns.versions), max(columns.versions)
+        self._version_min, self._version_max = min(self._version_min, lowest), max(self._version_max, highest)
         self._last = names[-1]
         self.entries += len(names)
 
@@ -136,7 +136,7 @@ def memtable_columns(table: Memtable) -> Columns:
     """All versions of all names of a memtable, sorted."""
     names = table.sorted_names()
     rows = [table.rows[name] for name in names]
-    if any([row[4] is not None for row in rows]):
+    if any(row[4] is not None for row in rows):
         chains = [versions_of(row) for row in rows]
         names = [name for name, chain in zip(names, chains, strict=True) for _ in chain]
         rows = [row for chain in chains for row in chain]

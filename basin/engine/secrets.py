@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SlotInfo(NamedTuple):
-    """One key slot. `kind` is "passphrase" or "key-file"; `valid` says that the log names it; `problem` what is wrong."""
+    """One key slot. `kind` is "passphrase" or "key-file"; `valid`: the log names it; `problem`: what is wrong."""
 
     slot_id: str
     kind: str

@@ -285,7 +285,7 @@ def _apply_slots(state: State, record: Record) -> tuple[dict[str, bytes], int]:
     return slots, generation
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def state_to_map(state: State) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _check_log(core: Core) -> Iterator[Finding]:
         yield Finding("void", "warning", "log", f"record {position} broke a rule and is skipped by everybody")
 
 
-# --- strata -------------------------------------------------------------------------------------------------------------
+# --- strata ---------------------------------------------------------------------------------------------------------
 
 
 def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
@@ -312,7 +312,7 @@ def _keys_at(walk: _Walk, index: IndexReader | None, identity: StratumId, found:
     return list(dict.fromkeys(keys))
 
 
-# --- merged indexes -----------------------------------------------------------------------------------------------------
+# --- merged indexes -------------------------------------------------------------------------------------------------
 
 
 def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
@@ -365,7 +365,7 @@ def scan_places(reader: StratumReader, known: Stratum) -> Iterator[tuple[bytes, 
             yield found.header.key, found.offset, found.header.stored_size
 
 
-# --- names --------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------------------------
 
 
 def _check_names(walk: _Walk) -> Iterator[Finding]:
@@ -395,7 +395,7 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
                     name,
                     detail,
                     names=user_name(first) + user_name(following),
-                    readable="names outside of that range",
+                    readable="names outside of it",
                 )
                 entries = run.entries
         if entries != run.entries:
@@ -442,10 +442,8 @@ def _check_references(walk: _Walk) -> Iterator[Finding]:
 
 
 def _missing_links(core: Core, key: bytes) -> list[str]:
-    missing = []
-    for link in core.contents.links(key):
-        if core.locator.find(core.keyring.grain_keys.grain_key(link)) is None:
-            missing.append(link.hex())
+    grain_key = core.keyring.grain_keys.grain_key
+    missing = [link.hex() for link in core.contents.links(key) if core.locator.find(grain_key(link)) is None]
     return missing[:NAMES_LISTED_MAX]
 
 

@@ -131,8 +131,8 @@ class StratumWriter:
     def append_blobs(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Append many BLOB grains with keys that are new to this stratum.
 
-        The same as `append` in a loop, but flat: a 100-byte grain costs 3.5 µs here and 6 µs there, and this is the path
-        that a bulk load spends its time in.
+        The same as `append` in a loop, but flat: a 100-byte grain costs 3.5 µs here and 6 µs there, and this is the
+        path that a bulk load spends its time in.
         """
         aead = self._aead
         encrypt = aead.encrypt if aead is not None else None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 from basin.engine.basin import Names
 from basin.engine.contents import Contents, Relied, Source
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
-from basin.errors import ContentNotFound, InvalidArgument, ReadOnly
+from basin.errors import ContentNotFound, InvalidArgument
 from basin.format.clast import Clast
 from basin.format.layout import ENTRY_DELETE, KEYSPACE_PREFIX_SIZE
 from basin.terms import CONTENT_KEY_SIZE, ContentKey, PartAddress, parse_address
@@ -45,7 +45,7 @@ class Blobs:
         self._core = names.scope.core
         self._contents: Contents = names.scope.core.contents
 
-    # --- putting ------------------------------------------------------------------------------------------------------
+    # --- putting ----------------------------------------------------------------------------------------------------
 
     def put(self, data: Data, links: Iterable[Address] = (), *, root: bool = True) -> ContentKey:
         """Store bytes, a file (`Path`) or what an open binary file gives; returns its content key.
@@ -110,7 +110,7 @@ class Blobs:
         self._scope.require_writable()
         self._scope.put(_PREFIX + self._key(address), ENTRY_DELETE, b"", 0, None)
 
-    # --- getting ------------------------------------------------------------------------------------------------------
+    # --- getting ----------------------------------------------------------------------------------------------------
 
     def _key(self, address: Address) -> bytes:
         """The content key of an address; a part's own key where it names a part."""

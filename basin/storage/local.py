@@ -14,7 +14,7 @@ Imports `basin.errors` and its neighbours in `basin.storage`.
 """
 
 # The methods' contracts are the port's (D102); descriptors and exact modes are the subject here, not paths (PTH).
-# ruff: noqa: D102, PTH100, PTH101, PTH102, PTH103, PTH108, PTH120, PTH123
+# ruff: noqa: PTH100, PTH101, PTH102, PTH103, PTH108, PTH120, PTH123
 
 from __future__ import annotations
 

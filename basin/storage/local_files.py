@@ -9,7 +9,6 @@ Imports the port and the table of errors; made by `basin.storage.local` alone.
 """
 
 # The methods' contracts are the port's.
-# ruff: noqa: D102
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ a key. Two storages made for one place see the same files. Needs pytest; imports
 
 # A test's name says the behaviour (D102). Fixtures may be there for their effect (ARG002).
 # pytest calls by name (FBT001).
-# ruff: noqa: D102, ARG002, FBT001
+# ruff: noqa: FBT001
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ Imports the names' rules only; `basin.testing.simulated` makes a storage of it.
 """
 
 # The methods' contracts are the port's.
-# ruff: noqa: D102
 
 from __future__ import annotations
 

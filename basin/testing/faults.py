@@ -11,7 +11,6 @@ Imports the storage port, the local storage's table of errors and `basin.testing
 """
 
 # Each hook is given all that is known of a call, for whichever storage needs it.
-# ruff: noqa: ARG002
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ the local storage's table of errors.
 """
 
 # The methods' contracts are the port's.
-# ruff: noqa: D102
 
 from __future__ import annotations
 
