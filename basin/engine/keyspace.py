@@ -129,6 +129,17 @@ def _decode_json(data: bytes) -> Any:
         raise CorruptionError("a value in a json keyspace is no JSON") from error
 
 
+def prefix_of(number: int) -> bytes:
+    """The four bytes before the full names of a keyspace."""
+    return number.to_bytes(KEYSPACE_PREFIX_SIZE, "big")
+
+
+def end_of(prefix: bytes) -> bytes:
+    """The first byte string above all that start with `prefix`; empty if there is none."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b""
+
+
 ORDERS: Final[dict[str, Order]] = {
     "bytes": Order(_encode_name, lambda data: data, end_of),
     "u64": Order(encode_u64, decode_u64, end_of),
@@ -139,17 +150,6 @@ VALUES: Final[dict[str, Values]] = {
     "bytes": Values(_encode_bytes, lambda data: data),
     "json": Values(_encode_json, _decode_json),
 }
-
-
-def prefix_of(number: int) -> bytes:
-    """The four bytes before the full names of a keyspace."""
-    return number.to_bytes(KEYSPACE_PREFIX_SIZE, "big")
-
-
-def end_of(prefix: bytes) -> bytes:
-    """The first byte string above all that start with `prefix`; empty if there is none."""
-    stripped = prefix.rstrip(b"\xff")
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b""
 
 
 def expiry_of(ttl: float | None, now_ms: int) -> int:

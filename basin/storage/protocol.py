@@ -106,7 +106,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def create(self, name: str) -> AppendFile:
-        """Create a file that must be new, for appending; raise `AlreadyExists`. Its directory entry is not durable yet."""
+        """Create a file that must be new, for appending; raise `AlreadyExists`. Its entry is not durable yet."""
 
     @abc.abstractmethod
     def append_to(self, name: str, offset: int) -> AppendFile:
@@ -118,7 +118,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def link(self, source: str, target: str) -> None:
-        """Give `source` the second name `target`; raise `AlreadyExists` if taken. One atomic step, never a replacement."""
+        """Give `source` the second name `target`, in one atomic step; raise `AlreadyExists` if taken."""
 
     @abc.abstractmethod
     def delete(self, name: str) -> None:
@@ -138,7 +138,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def reserve(self, name: str, size: int) -> None:
-        """Create a file of `size` allocated bytes, to be deleted when the disk is full; one that exists is left alone."""
+        """Create a file of `size` allocated bytes, to be deleted when the disk is full, unless it exists."""
 
     @abc.abstractmethod
     def lock(self, name: str) -> LockFile:
@@ -153,7 +153,7 @@ class Storage(abc.ABC):
         """Whether files can be created here."""
 
     def read_file(self, name: str, size_max: int) -> bytes:
-        """All bytes of a small file; raise `ObjectMissing`. At most `size_max` bytes are read: the caller checks lengths."""
+        """All bytes of a small file, at most `size_max`: the caller checks lengths. Raise `ObjectMissing`."""
         file = self.open(name)
         try:
             return file.read(0, min(file.size(), size_max))
@@ -171,8 +171,8 @@ class Storage(abc.ABC):
     def put_if_absent(self, name: str, data: bytes) -> None:
         """Store a whole file, durably, under a name that must be free; raise `AlreadyExists`.
 
-        Written under a temporary name, synced, linked (which fails if the name is taken), folder synced: at no moment is
-        a part of the file visible under `name`. A crash may leave the temporary name, which `basin check` sweeps.
+        Written under a temporary name, synced, linked (which fails if the name is taken), folder synced: at no
+        moment is a part of the file visible under `name`. A crash may leave the temporary name, which `basin check` sweeps.
         """
         temporary = f"{TEMPORARY_FOLDER}/{os.getpid():x}-{next(_temporary_numbers):x}-{os.urandom(8).hex()}"
         file = self.create(temporary)
