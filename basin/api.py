@@ -6,7 +6,6 @@ the slot valid. A crash in between leaves nothing, or a basin that opens.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -97,14 +96,11 @@ class Database(Basin):
         return self._blobs
 
     def ticket(self) -> Ticket:
-        """What a worker process needs to write for this handle with `basin.ingest`: it can be pickled, and holds no key.
+        """What a worker process needs to write for this handle with `basin.ingest`. Can be pickled; holds no key.
 
         The worker takes a secret of its own from where this handle's came from: a file, or the environment.
         """
-        ticket = make_ticket(self._core, self.url, self._secret, self._options)
-        return (
-            ticket if self._core.keyring.profile == "encrypted" else dataclasses.replace(ticket, secret_source="open")
-        )
+        return make_ticket(self._core, self.url, self._secret, self._options)
 
     def adopt(self, reports: Iterable[Report]) -> Position:
         """Commit what workers reported, in one record; returns its position."""
@@ -119,8 +115,8 @@ class Database(Basin):
     ) -> list[ContentKey]:
         """Store many blobs, or (name, value) pairs, on several processes, and commit them in one record.
 
-        Values are bytes or `Path`s, which the workers read. `executor` is any `concurrent.futures.Executor`; by default a
-        process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns the
+        Values are bytes or `Path`s, which the workers read. `executor` is any `concurrent.futures.Executor`; by default
+        a process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns the
         content keys in the order of the items.
         """
         ticket = self.ticket()
@@ -157,7 +153,7 @@ def open(  # noqa: A001  # the name every user knows from dbm, shelve and gzip
 ) -> Database:
     """Open the basin in a folder.
 
-    Modes: "r" read; "w" write an existing one; "c" create it if absent; "x" it must not exist; "n" delete all its names.
+    Modes: "r" read; "w" write an existing one; "c" create if absent; "x" must not exist; "n" delete all names.
     `secret`: a `Secret`, or a `str`, which is a passphrase. An encrypted basin needs one, an open one refuses it;
     creating needs a secret or `profile="open"`. `expect_head` is a head this client remembers: an older or different
     history raises `RollbackDetected`. `options` are the fields of `basin.Options`.

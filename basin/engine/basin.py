@@ -80,7 +80,7 @@ class Names(NameMap[bytes, bytes]):
         """The names of a keyspace, apart from all others. Created with the first use that may write.
 
         `order` says what names are ("bytes", "u64", "tuple"), `values` what values are ("bytes", "json"); both are
-        fixed at creation (default "bytes"), and later calls may leave them out. Raises `InvalidArgument` if they differ.
+        fixed at creation (default "bytes"), and later calls may leave them out. Raises `InvalidArgument` if not.
         """
         check_keyspace_name(name)
         if order not in (None, *ORDERS) or values not in (None, *VALUES):
@@ -241,7 +241,7 @@ class Basin(Names):
         return Transaction(self._core)
 
     def run(self, work: Callable[[Any], T], retries: int = 8) -> T:
-        """Call `work(transaction)` and commit; on `Conflict` again, at most `retries` times more. Returns the result."""
+        """Call `work(transaction)` and commit; on `Conflict` again, at most `retries` times. Returns its result."""
         for attempt in range(retries + 1):
             try:
                 with self.transaction() as transaction:

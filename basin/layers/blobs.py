@@ -50,8 +50,8 @@ class Blobs:
     def put(self, data: Data, links: Iterable[Address] = (), *, root: bool = True) -> ContentKey:
         """Store bytes, a file (`Path`) or what an open binary file gives; returns its content key.
 
-        Anything larger than `part_max` is streamed in bounded memory. `links` are contents to be kept alive by this one;
-        they must be there (`ContentNotFound`). With `root=False` nothing keeps the content but links and references.
+        Anything larger than `part_max` is streamed in bounded memory. `links` are contents to be kept alive by this
+        one; they must be there (`ContentNotFound`). With `root=False` nothing keeps the content but links and references.
         """
         self._scope.require_writable()
         relied: Relied = {}

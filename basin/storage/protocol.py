@@ -2,7 +2,8 @@
 
 Invariants that every implementation keeps (`basin.testing.conformance` checks them):
 
-- Names are relative, with `/` between folder and file; made of lower-case letters, digits, `.`, `-` and one `/` at a time.
+- Names are relative, with `/` between folder and file; made of lower-case letters, digits, `.`, `-`, one `/` at a
+  time.
 - `append` writes all bytes or raises; a short read is an error; foreign exceptions become `basin.errors.StorageError`s.
 - Nothing is durable before `sync` (file contents) and `sync_folder` (the directory entry) have returned.
 - Nothing is overwritten, but the few bytes of a lock file.
@@ -172,7 +173,7 @@ class Storage(abc.ABC):
         """Store a whole file, durably, under a name that must be free; raise `AlreadyExists`.
 
         Written under a temporary name, synced, linked (which fails if the name is taken), folder synced: at no
-        moment is a part of the file visible under `name`. A crash may leave the temporary name, which `basin check` sweeps.
+        moment is a part of the file visible under `name`. A crash may leave the temporary name behind.
         """
         temporary = f"{TEMPORARY_FOLDER}/{os.getpid():x}-{next(_temporary_numbers):x}-{os.urandom(8).hex()}"
         file = self.create(temporary)
