@@ -76,8 +76,6 @@ def decode_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeade
     _, size, magic, flags, position, generation, zero, randomness = FRAME_HEADER.unpack_from(data, offset)
     if magic not in (RECORD_MAGIC, CHECKPOINT_MAGIC) or not FRAME_HEADER_SIZE <= size <= FRAME_SIZE_MAX or zero:
         raise CorruptionError("these bytes are no log record")
-    if flags & ~FRAME_FLAGS_KNOWN:
-        raise UnsupportedVersion(f"log record flags {flags:#x} need a newer Basin", version=flags)
     return FrameHeader(size, magic, flags, position, generation, randomness)
 
 
@@ -116,6 +114,8 @@ class FrameCipher:
         rest = frame[_CHECKSUM_SIZE:]
         if xxhash.xxh32_intdigest(rest) != int.from_bytes(frame[:_CHECKSUM_SIZE], "little"):
             raise ChecksumMismatch(f"the record at position {header.position} does not match its checksum")
+        if header.flags & ~FRAME_FLAGS_KNOWN:  # Judged behind the checksum: a rotten bit is no newer version.
+            raise UnsupportedVersion(f"log record flags {header.flags:#x} need a newer Basin", version=header.flags)
         payload = frame[FRAME_HEADER_SIZE:]
         if self._log_keys is not None:
             log_key = self._log_keys.get(header.generation)
