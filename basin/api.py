@@ -116,8 +116,8 @@ class Database(Basin):
         """Store many blobs, or (name, value) pairs, on several processes, and commit them in one record.
 
         Values are bytes or `Path`s, which the workers read. `executor` is any `concurrent.futures.Executor`; by default
-        a process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns the
-        content keys in the order of the items.
+        a process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns
+        the content keys in the order of the items.
         """
         ticket = self.ticket()
         own = default_executor(self._secret, self._core.options.worker_count) if executor is None else None

@@ -422,9 +422,9 @@ class Basin(Names):
         self._core.require_open()
         return stats(self._core, self.url)
 
-    def check(  # the design fixes `read_data` as positional
+    def check(
         self,
-        read_data: bool = True,  # noqa: FBT001, FBT002
+        read_data: bool = True,  # noqa: FBT001, FBT002  # as the design spells it
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Finding]:

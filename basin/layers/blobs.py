@@ -51,7 +51,7 @@ class Blobs:
         """Store bytes, a file (`Path`) or what an open binary file gives; returns its content key.
 
         Anything larger than `part_max` is streamed in bounded memory. `links` are contents to be kept alive by this
-        one; they must be there (`ContentNotFound`). With `root=False` nothing keeps the content but links and references.
+        one; they must be there (`ContentNotFound`). With `root=False` only links and references keep the content.
         """
         self._scope.require_writable()
         relied: Relied = {}
