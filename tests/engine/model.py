@@ -147,11 +147,16 @@ class Scope:
     def find(self, key: Key) -> Row | None:
         """Read one name."""
         if self.reads is not None:
-            evaluate = lambda rows: self.visible(rows, key)  # noqa: E731  # a definition of three lines says no more
+
+            def evaluate(rows: Rows) -> Row | None:
+                return self.visible(rows, key)
+
             self.reads.append(Read(evaluate, evaluate(self.base()), frozenset([key])))
         return self.visible(self.rows(), key)
 
-    def range(self, space: int, inside: Callable[[Any], bool], *, reverse: bool = False, limit: int | None = None) -> list[Row]:
+    def range(
+        self, space: int, inside: Callable[[Any], bool], *, reverse: bool = False, limit: int | None = None
+    ) -> list[Row]:
         """Read the names of a keyspace for which `inside(sort key)` holds."""
         rows = self.rows()
         keys = sorted(key for key in rows if key[0] == space and inside(key[1]) and self.visible(rows, key))
