@@ -441,7 +441,7 @@ class Core:
                             sequence=0,
                             previous=EMPTY_HASH,
                             time_ms=0,
-                            batches=[pending.batch for pending in accepted if pending.batch],
+                            batches=[pending.batch for pending in accepted if pending.batch is not None],
                             strata_added=added,
                             name_runs_added=[pending.run for pending in accepted if pending.run],
                             relied=relied,

@@ -239,7 +239,7 @@ def _apply_name_runs(state: State, record: Record, position: Position) -> tuple[
                 after=position, through=position, version=version, version_min=version, version_max=version
             )
         elif not record.name_runs_removed:
-            if run.after != flushed or not flushed <= run.through <= state.position:
+            if run.after != flushed or not flushed < run.through <= state.position:
                 raise Conflict(f"names are flushed up to {flushed}, not {run.after}", rule=7)
             flushed = run.through
         runs[run.id] = run

@@ -251,6 +251,7 @@ def test_relying_moves_the_last_position(log: Log) -> None:
 def test_a_run_of_names_begins_where_names_are_flushed(log: Log) -> None:
     log.add()
     log.refuse(7, name_runs_added=[run(5, 1, 2)])
+    log.refuse(7, name_runs_added=[run(5, 0, 0)])  # A run of a large batch, without its batch.
     log.add(name_runs_added=[run(5, 0, 2)])
     assert log.state.flushed == 2
     log.refuse(7, name_runs_added=[run(6, 0, 3)])
