@@ -67,10 +67,17 @@ def _encode_element(element: Any, depth: int) -> bytes:
         case bytes():
             return bytes([_BYTES]) + element.replace(b"\0", b"\0\xff") + b"\0"
         case str():
-            return bytes([_TEXT]) + element.encode().replace(b"\0", b"\0\xff") + b"\0"
+            return bytes([_TEXT]) + _encode_text(element).replace(b"\0", b"\0\xff") + b"\0"
         case tuple():
             return bytes([_TUPLE]) + encode_tuple(element, depth + 1) + b"\0"
     raise InvalidArgument(f"a tuple name holds None, bool, int, float, bytes, str and tuples, not {element!r}")
+
+
+def _encode_text(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"text in a tuple name cannot be encoded as UTF-8: {text!r}") from None
 
 
 def _encode_integer(number: int) -> bytes:
@@ -107,7 +114,10 @@ def _decode_elements(data: bytes, at: int, depth: int) -> tuple[tuple[Any, ...],
             if at + size > len(data):
                 raise IndexError("an integer is cut short")
             number = int.from_bytes(data[at : at + size], "big")
-            elements.append(number - (1 << 8 * size) + 1 if negative else number)
+            number -= (1 << 8 * size) - 1 if negative else 0
+            if data[at - 1 : at + size] != _encode_integer(number):
+                raise CorruptionError("an integer in a tuple name is spelled in more bytes than it needs")
+            elements.append(number)
             at += size
         elif code == _FLOAT:
             (raw,) = _DOUBLE.unpack_from(data, at)
