@@ -311,6 +311,7 @@ class FileLog:
                 file.sync()
         except BaseException:
             self._drop_appender()
+            mark = self.current_watermark()  # Perhaps that of a segment which this call began.
             if mark is not None:
                 self._write_watermark(mark._replace(cut=True))
             raise
@@ -379,6 +380,7 @@ class FileLog:
         """Move the watermark. While the lock is held."""
         if self._lock is not None:
             self._lock.write(encode_watermark(mark))
+            self._held_mark = mark
         self._held_mark = mark
 
     def _sync_old(self, segment: int) -> None:

@@ -16,11 +16,11 @@ from basin.engine import compaction, core, log
 from basin.engine.compaction import checkpoint, raise_floor
 from basin.engine.ingest import write_items
 from basin.engine.secret import Secret
-from basin.errors import StorageError
+from basin.errors import BasinPoisoned, StorageError
 from basin.format.layout import SEGMENT_HEADER_SIZE
 from basin.testing.disk import DiskImage, Effect
 from basin.testing.explore import ExplorationReport, explore
-from basin.testing.faults import Fault, FaultStorage, Killed, Plan
+from basin.testing.faults import Fault, FaultStorage, Killed, Plan, no_fault
 from basin.testing.simulated import SimulatedStorage
 from tests.engine.crash_story import SECRET, Story, prepared, scattered
 
@@ -220,22 +220,36 @@ def torn_tail(story: Story) -> None:
 
 
 def killed_in_write(story: Story) -> None:
-    """Two processes are killed while they append to the log; the next one goes on in the same boot."""
-    for label in ("one", "two"):
+    """Processes are killed while they write or sync; the next one goes on in the same boot."""
+    moments = ((Fault.KILL_IN_WRITE, "append", "log/"), (Fault.KILL, "sync", "data/"), (Fault.KILL, "sync", "log/"))
+    for fault, operation, folder in moments:
+        label = f"{operation} {folder}"
         storage = FaultStorage(SimulatedStorage(story.disk))
         database = story.open(storage)
         story.put(database, {b"a": label.encode()}, scattered(label, 200))
-        storage.plan = _kill_in_log
-        with contextlib.suppress(Killed):
-            story.put(database, {b"a": b"killed " + label.encode(), b"torn": scattered(label, 60)})
-        storage.close()
+        storage.plan = _at(fault, operation, folder)
+        try:
+            story.put(database, {b"a": b"killed", b"torn": scattered(label, 60)}, scattered("killed " + label, 600))
+        except Killed:
+            storage.close()
+        else:
+            raise AssertionError(f"nobody was killed at {label}")
         with story.open() as survivor:
             story.settle(survivor)
-            story.put(survivor, {b"b": label.encode()})
+            story.put(survivor, {b"b": label.encode()}, scattered("killed " + label, 600))
 
 
-def _kill_in_log(_call: int, operation: str, name: str) -> Fault | None:
-    return Fault.KILL_IN_WRITE if operation == "append" and name.startswith("log/") else None
+def _at(fault: Fault, operation: str, folder: str) -> Plan:
+    """A plan: `fault` at every such operation on a file of the folder; at a sync only after something was appended."""
+    appended: set[str] = set()
+
+    def plan(_call: int, called: str, name: str) -> Fault | None:
+        due = called == operation and name.startswith(folder) and (operation != "sync" or name in appended)
+        if called == "append":
+            appended.add(name)
+        return fault if due else None
+
+    return plan
 
 
 def failed_syncs(story: Story) -> None:
@@ -245,8 +259,12 @@ def failed_syncs(story: Story) -> None:
         database = story.open(storage)
         if number:
             story.put(database, {b"a": b"before " + str(number).encode()})
-        storage.plan = _lose_syncs_of(folder)
+        storage.plan = _at(Fault.SYNC_LOST, "sync", folder)
         try:
+            if number == 0:  # The first record of a session, longer than a sector.
+                names = _names("not synced", 30, 60)
+                with story.committing(story.model.plus(names)), database.batch() as batch:
+                    batch.put_many(names.items())
             story.put(database, {b"a": b"not synced", b"b": scattered(folder, 30)}, scattered(f"lost {number}", 300))
             if folder == "meta/":
                 compaction.flush(database.core)
@@ -254,6 +272,9 @@ def failed_syncs(story: Story) -> None:
             pass
         else:
             raise AssertionError(f"no sync in {folder} failed")
+        storage.plan = no_fault
+        with contextlib.suppress(BasinPoisoned):
+            story.put(database, {b"a": b"tried again"}, scattered(f"again {number}", 300))
         database.close()
         with story.open() as survivor:
             story.settle(survivor)
@@ -261,27 +282,23 @@ def failed_syncs(story: Story) -> None:
 
 
 def failed_finish(story: Story) -> None:
-    """The sync that ends a stratum fails: the file looks whole to the process that takes over."""
-    contents = [scattered(f"lost {number}", 1500) for number in range(4)]
-    storage = FaultStorage(SimulatedStorage(story.disk))
-    database = story.open(storage)
-    story.put(database, {b"a": b"before"})
-    storage.plan = _lose_syncs_of("data/")
-    with contextlib.suppress(StorageError):
-        story.put(database, {b"a": b"not synced"}, *contents)
-    database.close()
-    with story.open() as survivor:
-        story.settle(survivor)
-        story.put(survivor, {b"b": b"others"}, *contents)
-    with story.open() as survivor:
-        story.put(survivor, {b"c": b"more"}, contents[0])
-
-
-def _lose_syncs_of(folder: str) -> Plan:
-    def plan(_call: int, operation: str, name: str) -> Fault | None:
-        return Fault.SYNC_LOST if operation == "sync" and name.startswith(folder) else None
-
-    return plan
+    """The sync that ends a stratum fails, or never happens: the file looks whole to the process that takes over."""
+    for fault in (Fault.SYNC_LOST, Fault.KILL):
+        contents = [scattered(f"{fault} {number}", 1500) for number in range(4)]
+        storage = FaultStorage(SimulatedStorage(story.disk))
+        database = story.open(storage)
+        with story.committing(story.model.plus({b"a": fault.name.encode()})), database.batch() as batch:
+            batch[b"a"] = fault.name.encode()
+        storage.plan = _at(fault, "sync", "data/")
+        try:
+            story.put(database, {b"a": b"not synced"}, *contents)
+        except (StorageError, Killed):
+            storage.close()
+        with story.open() as survivor:
+            story.settle(survivor)
+            story.put(survivor, {b"b": b"others"}, *contents)
+        with story.open() as survivor:
+            story.put(survivor, {b"c": b"more"}, contents[0])
 
 
 def dead_session(story: Story) -> None:

@@ -229,9 +229,13 @@ def difference(wanted: list[Expected], found: Expected) -> str:
             ("contents", set(expected.contents), set(found.contents)),
         ):
             if one != other:
-                lost, new = sorted(map(repr, one - other)), sorted(map(repr, other - one))
+                lost, new = sorted(map(_short, one - other)), sorted(map(_short, other - one))
                 lines.append(f"from model +{number}: {kind}: lost {lost[:5]}, unexpected {new[:5]}")
     return "\n".join(lines)
+
+
+def _short(entry: object) -> str:
+    return repr(entry)[:60]
 
 
 def prepared(write: Callable[[Story], None], **options: Any) -> tuple[DiskImage, Expected]:
