@@ -1,0 +1,215 @@
+"""Blocks and directories of names."""
+
+from __future__ import annotations
+
+import random
+import struct
+from functools import partial
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from basin.errors import CorruptionError, UnsupportedVersion
+from basin.format.layout import (
+    CONTENT_SIZE_MAX,
+    ENTRY_DELETE,
+    ENTRY_INLINE,
+    ENTRY_REFERENCE,
+    FULL_NAME_SIZE_MAX,
+    NAMES_BLOCK_HEADER,
+    NAMES_BLOCK_HEADER_SIZE,
+)
+from basin.format.names import (
+    NameEntry,
+    build_filter,
+    check_versions,
+    decode_block,
+    decode_directory,
+    encode_block,
+    encode_directory,
+)
+from tests.format.material import KEY, U64, answered, patched, refused
+
+PLAIN = [NameEntry(b"a", 9, ENTRY_INLINE, b"first", 0), NameEntry(b"b", 9, ENTRY_INLINE, b"", 0)]
+MIXED = [
+    NameEntry(b"a", 9, ENTRY_DELETE, b"", 0),
+    NameEntry(b"a", 8, ENTRY_REFERENCE, KEY, 5),
+    NameEntry(b"b", 7, ENTRY_INLINE, b"value", 0),
+]
+
+
+@st.composite
+def sorted_entries(draw: st.DrawFn) -> list[NameEntry]:
+    """Names ascending, versions of one name descending, values as their kinds want them."""
+    places = draw(st.sets(st.tuples(st.binary(max_size=6), st.integers(0, 1 << 60)), min_size=1, max_size=30))
+    entries = []
+    for name, version in sorted(places, key=lambda place: (place[0], -place[1])):
+        kind = draw(st.sampled_from([ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE]))
+        value = {ENTRY_DELETE: b"", ENTRY_REFERENCE: KEY}.get(kind, b"") or b"v" * draw(st.integers(0, 9))
+        entries.append(NameEntry(name, version, kind, value if kind else b"", draw(st.integers(0, 3))))
+    return entries
+
+
+@given(sorted_entries())
+def test_a_block_comes_back(entries: list[NameEntry]) -> None:
+    block = decode_block(encode_block(entries))
+    assert [block.entry(index) for index in range(len(entries))] == entries
+    check_versions(block)
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    plain = encode_block(PLAIN)
+    assert len(plain) == NAMES_BLOCK_HEADER_SIZE + 2 * 8 + 2 + 5
+    block = decode_block(plain)
+    assert (block.kinds, block.versions, block.expiries, block.version) == (None, None, None, 9)
+    assert len(encode_block(MIXED)) == NAMES_BLOCK_HEADER_SIZE + 3 * (8 + 1 + 8 + 8) + 3 + 37
+
+
+@pytest.mark.parametrize("size", [1, FULL_NAME_SIZE_MAX])
+def test_names_up_to_the_limit(size: int) -> None:
+    entries = [NameEntry(b"n" * size, 1, ENTRY_INLINE, b"", 0)]
+    assert decode_block(encode_block(entries)).entry(0) == entries[0]
+
+
+def test_blocks_that_are_not_valid() -> None:
+    plain, mixed = encode_block(PLAIN), encode_block(MIXED)
+
+    def header(count: int, flags: int, names: int, values: int) -> bytes:
+        return NAMES_BLOCK_HEADER.pack(count, flags, names, values, 9) + plain[NAMES_BLOCK_HEADER_SIZE:]
+
+    assert header(2, 0, 2, 5) == plain
+    kinds_at = NAMES_BLOCK_HEADER_SIZE + 3 * 8
+    for damaged in (
+        b"",
+        plain[: NAMES_BLOCK_HEADER_SIZE - 1],
+        plain[:-1],
+        plain + b"\0",
+        NAMES_BLOCK_HEADER.pack(0, 0, 0, 0, 9),
+        header(3, 0, 2, 5),
+        header((1 << 32) - 1, 0, (1 << 32) - 1, (1 << 32) - 1),
+        header(2, 0, 3, 4),
+        header(2, 1, 2, 5),
+        patched(plain, NAMES_BLOCK_HEADER_SIZE, struct.pack("<II", 2, 1)),
+        patched(plain, NAMES_BLOCK_HEADER_SIZE + 8, struct.pack("<II", (1 << 32) - 1, 6)),
+        patched(mixed, kinds_at, b"\3"),
+        patched(mixed, kinds_at, b"\2"),
+        patched(mixed, kinds_at + 1, b"\0"),
+        encode_block([PLAIN[1], PLAIN[0]]),
+        encode_block([NameEntry(b"n" * (FULL_NAME_SIZE_MAX + 1), 1, ENTRY_INLINE, b"", 0)]),
+    ):
+        refused(CorruptionError, partial(decode_block, damaged))
+
+
+@pytest.mark.parametrize("flag", [8, 1 << 31])
+def test_a_column_that_is_not_known_needs_a_newer_version(flag: int) -> None:
+    refused(UnsupportedVersion, lambda: decode_block(patched(encode_block(PLAIN), 4, struct.pack("<I", flag))))
+
+
+@pytest.mark.parametrize("versions", [(8, 8), (8, 9)])
+def test_versions_of_one_name_that_do_not_descend(versions: tuple[int, int]) -> None:
+    entries = [NameEntry(b"a", version, ENTRY_INLINE, b"", 0) for version in versions]
+    refused(CorruptionError, lambda: check_versions(decode_block(encode_block(entries))))
+
+
+@given(st.binary(max_size=120))
+def test_arbitrary_bytes_are_answered(data: bytes) -> None:
+    block = answered(lambda: decode_block(data))
+    if block is not None:
+        answered(lambda: check_versions(block))
+    answered(lambda: decode_directory(data))
+
+
+# --- directories ------------------------------------------------------------------------------------------------------
+
+FIELDS = {
+    "entries": 2,
+    "firsts": [b"a", b"b"],
+    "last": b"c",
+    "offsets": [128, 300],
+    "lengths": [172, 50],
+    "ranges": [(b"a", b"b", 65536)],
+    "filter": build_filter([b"a", b"b", b"c"]),
+}
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=9), U64, st.integers(0, CONTENT_SIZE_MAX)), max_size=9).map(sorted),
+    st.lists(st.tuples(st.binary(max_size=4), st.binary(max_size=4), U64), max_size=4),
+    st.booleans(),
+)
+def test_a_directory_comes_back(
+    blocks: list[tuple[bytes, int, int]], ranges: list[tuple[bytes, bytes, int]], filtered: bool
+) -> None:
+    firsts = [first for first, _, _ in blocks]
+    offsets = [offset for _, offset, _ in blocks]
+    lengths = [length for _, _, length in blocks]
+    directory = decode_directory(
+        encode_directory(
+            entries=len(blocks),
+            firsts=firsts,
+            last=firsts[-1] if firsts else b"",
+            offsets=offsets,
+            lengths=lengths,
+            ranges=ranges,
+            filter_bytes=build_filter(firsts) if filtered else b"",
+        )
+    )
+    assert (directory.firsts, directory.offsets, directory.lengths) == (firsts, offsets, lengths)
+    assert directory.ranges == ranges
+    assert (directory.filter_words is not None) == filtered
+    for number, first in enumerate(firsts):
+        assert directory.may_contain(first)
+        assert firsts[directory.block_for(first)] == first
+        assert directory.block_for(first) >= number
+
+
+def test_a_name_leads_to_the_block_that_may_hold_it() -> None:
+    directory = decode_directory(msgpack.packb(FIELDS))
+    assert [directory.block_for(name) for name in (b"", b"a", b"az", b"b", b"z")] == [-1, 0, 0, 1, 1]
+
+
+def test_the_filter_of_names_misses_nothing_and_errs_on_few() -> None:
+    source = random.Random(3)
+    names = [source.randbytes(source.randrange(1, 40)) for _ in range(10_000)]
+    directory = decode_directory(msgpack.packb({**FIELDS, "filter": build_filter(names)}))
+    assert all(map(directory.may_contain, names))
+    others = [b"other" + source.randbytes(16) for _ in range(10_000)]
+    assert sum(map(directory.may_contain, others)) / len(others) < 0.04
+
+
+@pytest.mark.parametrize("missing", list(FIELDS))
+def test_a_directory_without_a_field_is_refused(missing: str) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name != missing}
+    refused(CorruptionError, lambda: decode_directory(msgpack.packb(fields)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"entries": -1},
+        {"entries": "2"},
+        {"firsts": [b"b", b"a"]},
+        {"firsts": [b"a"]},
+        {"firsts": ["a", "b"]},
+        {"firsts": [b"a", b"n" * (FULL_NAME_SIZE_MAX + 1)]},
+        {"firsts": 7},
+        {"last": None},
+        {"offsets": [1, 2, 3]},
+        {"offsets": [1.5, 2.5]},
+        {"lengths": [1, CONTENT_SIZE_MAX + 1]},
+        {"lengths": [True, False]},
+        {"ranges": [(b"a", b"b")]},
+        {"ranges": [(b"a", b"b", -1)]},
+        {"filter": b"1234567"},
+        {"filter": "12345678"},
+    ],
+    ids=str,
+)
+def test_a_directory_of_wrong_values_is_refused(changed: dict[str, object]) -> None:
+    refused(CorruptionError, lambda: decode_directory(msgpack.packb({**FIELDS, **changed})))
+
+
+def test_an_unknown_field_of_a_directory_is_skipped() -> None:
+    assert decode_directory(msgpack.packb({**FIELDS, "newer": 1})).entries == 2
