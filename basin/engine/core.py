@@ -57,6 +57,7 @@ from basin.errors import (
     ObjectMissing,
     OutOfSpace,
     ReadOnly,
+    StorageError,
     StorageUnavailable,
 )
 from basin.format.checkpoint import decode_checkpoint
@@ -355,7 +356,10 @@ class Core:
 
     def _restore(self, pending: Pending) -> None:
         """Nothing was written: the changes wait on, below those that came since."""
+        if pending.run is not None:
+            self._forget_runs({pending.run.id})
         with self._pending_mutex:
+            pending = Pending(pending.names, pending.relied, written=pending.written)
             newer, self._pending = self._pending, pending
             for start, stop, _ in newer.names.ranges:
                 pending.names.delete_range(start, stop)
@@ -491,10 +495,15 @@ class Core:
         refused = {pending.run.id for pending in group if pending.run is not None and pending.error is not None}
         if not refused:
             return added
+        self._forget_runs(refused)
+        return [one for one in added if one.id not in refused]
+
+    def _forget_runs(self, refused: set[StratumId]) -> None:
+        """Delete runs of large batches that no record names."""
         self._unlogged = [one for one in self._unlogged if one.id not in refused]
         for identity in refused:
-            self.delete_stratum(StratumKind.META, identity)
-        return [one for one in added if one.id not in refused]
+            with contextlib.suppress(StorageError):  # Then the sweep does it.
+                self.delete_stratum(StratumKind.META, identity)
 
     def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
         """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""

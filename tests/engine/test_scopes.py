@@ -10,7 +10,15 @@ import pytest
 
 import basin
 from basin.api import Database, open_storage
-from basin.errors import BasinClosed, Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
+from basin.errors import (
+    BasinClosed,
+    Conflict,
+    InvalidArgument,
+    NameNotFound,
+    PositionGone,
+    ReadOnly,
+    StorageUnavailable,
+)
 from basin.testing.disk import SimulatedDisk
 from basin.testing.faults import CountingStorage
 from basin.testing.simulated import SimulatedStorage
@@ -514,3 +522,31 @@ def test_the_log_counts_what_records_did(db: Database) -> None:
     assert entries[-1].summary["names"] == 1
     assert [entry.position for entry in db.log(entries[-1].position)] == [entries[-1].position]
     assert list(db.log(1, 1)) == []
+
+
+# --- a lock that stays busy -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 5000])
+def test_what_waits_is_committed_after_the_lock_was_busy(open_basin: Open, disk: SimulatedDisk, count: int) -> None:
+    db = open_basin("x", lock_timeout_s=0.0)
+    db[b"first"] = b"x"
+    db.commit()
+    lock = SimulatedStorage(disk).lock("log/lock")
+    pairs = {b"%05d" % number: bytes(300) for number in range(count)}
+    db.put_many(pairs.items())
+    lock.acquire(0)
+    with pytest.raises(StorageUnavailable):
+        db.commit()
+    db[b"00001"] = b"newer"
+    db.delete(b"00002")
+    with pytest.raises(StorageUnavailable), db.batch() as batch:
+        batch[b"lost"] = b"x"
+    lock.close()
+    wanted = {**pairs, b"first": b"x", b"00001": b"newer"}
+    del wanted[b"00002"]
+    assert dict(db) == wanted
+    db.commit()
+    assert dict(db) == wanted
+    assert dict(open_basin("r")) == wanted
+    assert [finding for finding in db.check() if finding.severity != "info"] == []
