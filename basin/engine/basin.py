@@ -25,6 +25,7 @@ from basin.engine.keyspace import (
     VALUES,
     NameMap,
     Scope,
+    encode_text,
     end_of,
     prefix_of,
 )
@@ -152,7 +153,7 @@ class Names(NameMap[bytes, bytes]):
 
 def check_keyspace_name(name: str) -> None:
     """Raise `InvalidArgument` unless `name` is text of 1 to 255 bytes that does not begin with "basin."."""
-    if type(name) is not str or not 0 < len(name.encode()) <= _KEYSPACE_NAME_MAX:
+    if type(name) is not str or not 0 < len(encode_text(name)) <= _KEYSPACE_NAME_MAX:
         raise InvalidArgument(f"a keyspace's name is text of 1 to {_KEYSPACE_NAME_MAX} bytes, not {name!r}")
     if name.startswith("basin."):
         raise InvalidArgument("keyspaces whose names begin with 'basin.' are Basin's own", keyspace=name)

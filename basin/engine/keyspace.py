@@ -101,9 +101,17 @@ class Values(NamedTuple):
     decode: Callable[[bytes], Any]
 
 
+def encode_text(text: str) -> bytes:
+    """UTF-8; raise `InvalidArgument` for halves of surrogate pairs, which have none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"text that cannot be encoded as UTF-8: {text!r}") from None
+
+
 def _encode_name(name: Any) -> bytes:
     if type(name) is str:
-        return name.encode()
+        return encode_text(name)
     if isinstance(name, (bytes, bytearray, memoryview)):
         return bytes(name)
     raise InvalidArgument(f"a name is bytes or str, not {type(name).__name__}")
