@@ -380,7 +380,6 @@ class FileLog:
         """Move the watermark. While the lock is held."""
         if self._lock is not None:
             self._lock.write(encode_watermark(mark))
-            self._held_mark = mark
         self._held_mark = mark
 
     def _sync_old(self, segment: int) -> None:
