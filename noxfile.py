@@ -83,7 +83,7 @@ def tests(session: nox.Session) -> None:
     check_style(session)
     check_types(session)
     run_fuzzers(session, FUZZ_SECONDS_IN_TESTS)
-    session.run("pytest", "-n", str(CORES), *session.posargs)
+    session.run("pytest", "-n", str(CORES), "--dist", "worksteal", *session.posargs)
     end_with_last_line_of_pytest(session)
 
 
@@ -133,7 +133,15 @@ def docs(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """The randomised tests with many times the examples, kills and crash scripts: hours, not minutes."""
     install(session, "test")
-    session.run("pytest", "-n", str(CORES), f"--effort={SOAK_EFFORT}", *(session.posargs or ["tests/engine"]))
+    session.run(
+        "pytest",
+        "-n",
+        str(CORES),
+        "--dist",
+        "worksteal",
+        f"--effort={SOAK_EFFORT}",
+        *(session.posargs or ["tests/engine"]),
+    )
 
 
 @nox.session
