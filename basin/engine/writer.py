@@ -100,6 +100,13 @@ class StratumWriter:
         )
         self._write(encode_header(header))
 
+    def places(self, key: bytes) -> list[int]:
+        """Every grain of `key` here, the newest first, as in `locations`. O(1) unless some key has several."""
+        newest = self.locations.get(key)
+        if newest is None:
+            return []
+        return [newest, *(place for double, place in reversed(self._doubles) if double == key)]
+
     @property
     def grain_count(self) -> int:
         """Grains appended so far, index grains not counted."""

@@ -14,10 +14,10 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 
 from basin.engine.basin import Names
-from basin.engine.contents import Contents, Relied, Source
+from basin.engine.contents import Contents, IterableSource, Relied, Source
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
 from basin.errors import ContentNotFound, InvalidArgument
 from basin.format.clast import Clast
@@ -27,7 +27,7 @@ from basin.terms import CONTENT_KEY_SIZE, ContentKey, PartAddress, parse_address
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-Data: TypeAlias = "bytes | bytearray | memoryview | os.PathLike[str] | BinaryIO | Source"
+Data: TypeAlias = "bytes | bytearray | memoryview | os.PathLike[str] | BinaryIO | Source | Iterator[bytes]"
 Address: TypeAlias = ContentKey | PartAddress | str
 
 _PREFIX: Final = prefix_of(ROOTS_KEYSPACE)
@@ -48,7 +48,7 @@ class Blobs:
     # --- putting ----------------------------------------------------------------------------------------------------
 
     def put(self, data: Data, links: Iterable[Address] = (), *, root: bool = True) -> ContentKey:
-        """Store bytes, a file (`Path`) or what an open binary file gives; returns its content key.
+        """Store bytes, a file (`Path`), or what an open binary file or an iterator gives; returns its content key.
 
         Anything larger than `part_max` is streamed in bounded memory. `links` are contents to be kept alive by this
         one; they must be there (`ContentNotFound`). With `root=False` only links and references keep the content.
@@ -71,9 +71,11 @@ class Blobs:
         if isinstance(data, os.PathLike):
             with Path(data).open("rb", buffering=0) as file:
                 return self._contents.put_stream(file, relied, links)
-        if isinstance(data, str) or not hasattr(data, "read"):
-            raise TypeError(f"a blob is bytes, a Path or an open binary file, not {type(data).__name__}")
-        return self._contents.put_stream(data, relied, links)
+        if isinstance(data, Iterator) and not hasattr(data, "read"):  # A file is an iterator too, of its lines.
+            return self._contents.put_stream(IterableSource(data), relied, links)
+        if hasattr(data, "read"):
+            return self._contents.put_stream(cast(Source, data), relied, links)
+        raise TypeError(f"a blob is bytes, a Path, an open binary file or an iterator, not {type(data).__name__}")
 
     def _keep(self, keys: Sequence[bytes], relied: Relied, *, root: bool) -> None:
         if root:
