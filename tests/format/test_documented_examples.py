@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import pytest
 from blake3 import blake3
 
-from basin.format import grain, names, record, segment, stratum
+from basin.engine.state import State, state_from_map, state_to_map
+from basin.format import checkpoint, clast, grain, index, names, ordered, payload, record, segment, slots, stratum
 from basin.format.layout import ENTRY_INLINE, RECORD_MAGIC, Kind, StratumKind
 from basin.terms import StratumId
 from tests.source_tree import ROOT
 
 BASIN_ID = bytes(range(16))
 STRATUM_ID = StratumId(bytes(range(16, 32)))
+MASTER = bytes(range(64, 96))
 HASH = blake3(b"hello").digest()
 
 
@@ -46,6 +48,98 @@ def _stratum_footer() -> Example:
     return Example(stratum.encode_footer(footer), lambda data: stratum.decode_footer(data, 580), footer)
 
 
+def _payload() -> Example:
+    linked = payload.join_links([HASH], b"hello")
+    return Example(linked, payload.split_links, payload.Payload([HASH], b"hello"))
+
+
+def _clast() -> Example:
+    lengths = [1 << 20, 17]
+    value = clast.Clast((1 << 20) + 17, [], [HASH, MASTER], [0, 1 << 20, (1 << 20) + 17])
+    encoded = clast.encode_clast(lengths, 0)
+    return Example(encoded, lambda data: clast.decode_clast(payload.Payload([HASH, MASTER], data)), value)
+
+
+def _index() -> tuple[bytes, bytes, index.IndexEntry]:
+    """A page, the directory that leads to it, and the only entry."""
+    entry = index.IndexEntry(bytes(range(96, 128)), 128, 49, 0, Kind.BLOB, 0)
+    builder = index.IndexBuilder([STRATUM_ID], 1, MASTER, STRATUM_ID)
+    pieces = [*builder.feed(index.entries_of([entry])), *builder.finish(177)]
+    return b"".join(pieces), builder.directory(), entry
+
+
+def _index_page() -> Example:
+    page, _, entry = _index()
+    return Example(page, lambda data: list(index.decode_page(data)), [entry])
+
+
+def _index_directory() -> Example:
+    page, encoded, entry = _index()
+
+    def decode(data: bytes) -> Any:
+        directory = index.IndexDirectory(data, MASTER, STRATUM_ID)
+        directory.verify_page(0, page)
+        return directory.strata, directory.count, directory.page_extent(0), directory.may_contain(entry.key)
+
+    return Example(encoded, decode, ([STRATUM_ID], 1, (177 + 44, 44), True))
+
+
+def _names_directory() -> Example:
+    found = [b"\0\0\0\0greeting", b"\0\0\0\0name"]
+    encoded = names.encode_directory(
+        entries=2,
+        firsts=found[:1],
+        last=found[1],
+        offsets=[128],
+        lengths=[112],
+        ranges=[(b"\0\0\0\0a", b"\0\0\0\0b", 4 << 16)],
+        filter_bytes=names.build_filter(found),
+    )
+
+    def decode(data: bytes) -> Any:
+        directory = names.decode_directory(data)
+        places = directory.entries, directory.firsts, directory.last, directory.offsets, directory.lengths
+        return places, directory.ranges, [directory.may_contain(name) for name in found]
+
+    ranges = [(b"\0\0\0\0a", b"\0\0\0\0b", 4 << 16)]
+    return Example(encoded, decode, ((2, found[:1], found[1], [128], [112]), ranges, [True, True]))
+
+
+def _tuple() -> Example:
+    elements = (None, True, -2, 258, 1.5, b"a\0b", "text", (7,))
+    return Example(ordered.encode_tuple(elements), ordered.decode_tuple, elements)
+
+
+def _checkpoint() -> Example:
+    cipher = record.FrameCipher(BASIN_ID, None)
+    state = State(position=7, hash=HASH, time_ms=1_700_000_000_000, sessions={1: 6}, flushed=5)
+    encoded = checkpoint.encode_checkpoint(cipher, 7, state_to_map(state), generation=0, randomness=bytes(32))
+    return Example(encoded, lambda data: state_from_map(checkpoint.decode_checkpoint(cipher, data, 7)), state)
+
+
+def _generation() -> Example:
+    keys = slots.SlotKeys(private_key=bytes(range(96, 128)), id_key=bytes(range(128, 160)))
+    slot = slots.create_slot(
+        bytes(32),
+        kind=slots.KIND_KEY_FILE,
+        basin_id=BASIN_ID,
+        slot_id="0123456789abcdef",
+        keys=keys,
+        salt=bytes(16),
+        created_ms=0,
+    )[1]
+    sealed = slots.seal_generation(
+        MASTER,
+        generation=3,
+        basin_id=BASIN_ID,
+        slot_id=slot.slot_id,
+        public_key=slot.public_key,
+        id_key=keys.id_key,
+        ephemeral_private_key=bytes(range(176, 208)),
+    )
+    return Example(sealed, lambda data: slots.open_generation(data, generation=3, slot=slot, keys=keys), MASTER)
+
+
 def _names_block() -> Example:
     entries = [
         names.NameEntry(b"\0\0\0\0greeting", 5 << 16, ENTRY_INLINE, b"hello", 0),
@@ -70,8 +164,8 @@ def _record_frame() -> Example:
     batch = record.Batch(names=[b"\0\0\0\0greeting"], values=[b"hello"])
     written = record.Record(session=1, sequence=2, previous=HASH, time_ms=1_700_000_000_000, batches=[batch])
     cipher = record.FrameCipher(BASIN_ID, None)
-    payload = record.encode_record(written)
-    frame = cipher.seal(RECORD_MAGIC, 2, payload, generation=0, randomness=bytes(32))
+    encoded = record.encode_record(written)
+    frame = cipher.seal(RECORD_MAGIC, 2, encoded, generation=0, randomness=bytes(32))
     return Example(frame, lambda data: record.decode_record(cipher.open(data)[1]), written)
 
 
@@ -79,10 +173,18 @@ EXAMPLES = {
     "grain": _grain,
     "stratum header": _stratum_header,
     "stratum footer": _stratum_footer,
+    "payload": _payload,
+    "clast": _clast,
+    "index page": _index_page,
+    "index directory": _index_directory,
     "names block": _names_block,
+    "names directory": _names_directory,
+    "tuple": _tuple,
     "segment header": _segment_header,
     "watermark": _watermark,
     "record frame": _record_frame,
+    "checkpoint": _checkpoint,
+    "generation": _generation,
 }
 
 
