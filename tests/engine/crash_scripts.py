@@ -58,6 +58,7 @@ class Script:
             def play(storage: SimulatedStorage, acknowledge: Callable[[], None]) -> None:
                 story.begin(storage.disk, acknowledge)
                 self.play(story)
+                _go_on(story)
 
             report = explore(
                 play,
@@ -81,6 +82,13 @@ def lowered(limits: Limits) -> Iterator[None]:
     finally:
         for (module, name), value in before.items():
             setattr(module, name, value)
+
+
+def _go_on(story: Story) -> None:
+    """What every script ends with: a process that finds what the others left, and commits."""
+    with story.open() as database:
+        story.put(database, {b"go": b"on"}, scattered("went on", 100))
+        story.put(database, {b"go": b"further"})
 
 
 def _names(label: str, count: int, size: int = 20) -> dict[bytes, bytes]:
