@@ -31,7 +31,7 @@ from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.log import RESERVE_NAME, START, Cursor, FileLog
 from basin.engine.memtable import Memtable
-from basin.engine.names import BlockCache, RunReader, Tables, open_run, order_runs
+from basin.engine.names import BlockCaches, RunReader, Tables, open_run, order_runs
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
@@ -119,7 +119,7 @@ class Core:
         self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
         self.readers = StratumReaders(storage, keyring, options.open_files_max)
         self.locator = GrainLocator(self.readers, options.cache_size)
-        self.blocks = BlockCache(options.cache_size)
+        self.blocks = BlockCaches(options.cache_size)
         self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)
         self.current = Current(State(), Tables((Memtable(),), ()))
         self.cursor = START

@@ -173,6 +173,25 @@ class FileLog:
                 if entry.position > names_from:
                     yield entry
             segment += 1
+        if mark is None:
+            self._require_acknowledged(cursor)
+
+    def _require_acknowledged(self, cursor: Cursor) -> None:
+        """Raise if the log, whose end was found by scanning, ends before the watermark of an earlier boot.
+
+        Cut between two records, or with its last segment gone, it looks whole. One of this boot came while we scanned.
+        """
+        mark = self.watermark()
+        if mark is None or mark.unsynced or mark.boot_id == self._boot_id:
+            return
+        if (mark.segment, mark.offset) > (cursor.segment, cursor.offset):
+            name = segment_name(mark.segment)
+            raise TruncatedStratum(
+                f"the log ends at position {cursor.position}, but {mark.position} was acknowledged: {name} is missing or "
+                "cut short; restore it from a copy",
+                object=name,
+                offset=cursor.offset if mark.segment == cursor.segment else 0,
+            )
 
     def _end_of(self, segment: int, last: int, numbers: list[int], mark: Watermark | None) -> int | None:
         """Byte at which `segment` ends; None means: to be found by scanning."""

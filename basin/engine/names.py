@@ -9,42 +9,49 @@ a scan's cost is that of the blocks it touches. Readers take a `Tables` once and
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Final, NamedTuple, TypeAlias
+from operator import lt
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from basin.engine.memtable import Memtable, Row
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.errors import BasinError, CorruptionError
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, StratumKind
-from basin.format.names import Block, NamesDirectory, decode_block, decode_directory
+from basin.format.names import Block, NamesDirectory, PackedBlock, decode_block, decode_directory
 from basin.format.record import NameRun
 
 _MEMTABLE_CHUNK: Final = 512
+_SCAN_BLOCKS_KEPT: Final = 256
+"""A scan over more blocks than this (4 MiB) does not cache them: it would only drive out what single reads need."""
 _KEY_AT: Final = 12
 
 Range: TypeAlias = tuple[bytes, bytes, int]
 """A range deletion: (start, stop, version)."""
 
 
-class BlockCache:
-    """Decoded blocks, the least recently added dropped first, at most `size_max` bytes. Safe for threads."""
+B = TypeVar("B", Block, PackedBlock)
+
+
+class BlockCache(Generic[B]):
+    """Blocks of one kind, the least recently added dropped first, at most `size_max` bytes. Safe for threads."""
 
     def __init__(self, size_max: int) -> None:
-        self._blocks: OrderedDict[tuple[bytes, int], Block] = OrderedDict()
+        self._blocks: OrderedDict[tuple[bytes, int], B] = OrderedDict()
         self._size = 0
         self._size_max = size_max
         self._mutex = threading.Lock()
 
-    def get(self, run: bytes, number: int) -> Block | None:
+    def get(self, run: bytes, number: int) -> B | None:
         """The block, if it is here."""
         return self._blocks.get((run, number))
 
-    def put(self, run: bytes, number: int, block: Block) -> None:
+    def put(self, run: bytes, number: int, block: B) -> None:
         """Remember a block."""
         with self._mutex:
             if (run, number) in self._blocks:
@@ -56,10 +63,18 @@ class BlockCache:
                 self._size -= dropped.memory_size
 
 
+class BlockCaches:
+    """The blocks of one handle: taken apart for scans, and packed for look-ups of single names."""
+
+    def __init__(self, size_max: int) -> None:
+        self.decoded: BlockCache[Block] = BlockCache(size_max // 2)
+        self.packed: BlockCache[PackedBlock] = BlockCache(size_max // 2)
+
+
 class RunReader:
     """One sorted run of names."""
 
-    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCache) -> None:
+    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCaches) -> None:
         """Read the run's directory: one read."""
         self.run = run
         self._reader = reader
@@ -81,22 +96,16 @@ class RunReader:
 
     def block(self, number: int, *, keep: bool = True) -> Block:
         """A decoded block; one read and one decryption unless cached."""
-        block = self._cache.get(self.run.id, number)
+        block = self._cache.decoded.get(self.run.id, number)
         if block is None:
             offset, length = self.directory.offsets[number], self.directory.lengths[number]
-            try:
-                block = decode_block(self._content(offset, length))
-            except CorruptionError as error:
-                if error.fields:
-                    raise
-                name = self._reader.name
-                raise CorruptionError(
-                    f"{name} at byte {offset}: {error.message}", object=name, offset=offset
-                ) from error
+            payload = self._content(offset, length)
+            with self._named(offset):
+                block = decode_block(payload)
             if self.run.version:
                 block.version, block.versions = self.run.version, None
             if keep:
-                self._cache.put(self.run.id, number, block)
+                self._cache.decoded.put(self.run.id, number, block)
         return block
 
     def find(self, name: bytes, version_max: int) -> Row | None:
@@ -107,14 +116,30 @@ class RunReader:
         number = directory.block_for(name)
         if number < 0:
             return None
-        block = self.block(number)
-        at = bisect_left(block.names, name)
-        while at < len(block.names) and block.names[at] == name:
-            entry = block.entry(at)
-            if entry.version <= version_max:
-                return (entry.version, entry.kind, entry.value, entry.expiry_ms, None)
-            at += 1
-        return None
+        entry = self._packed(number).find(name, version_max)
+        return None if entry is None else (entry.version, entry.kind, entry.value, entry.expiry_ms, None)
+
+    def _packed(self, number: int) -> PackedBlock:
+        """A block to search for one name; one read and one decryption unless cached."""
+        block = self._cache.packed.get(self.run.id, number)
+        if block is None:
+            offset = self._directory.offsets[number]
+            payload = self._content(offset, self._directory.lengths[number])
+            with self._named(offset):
+                block = PackedBlock(payload)
+            if self.run.version:
+                block.set_version(self.run.version)
+            self._cache.packed.put(self.run.id, number, block)
+        return block
+
+    @contextlib.contextmanager
+    def _named(self, offset: int) -> Iterator[None]:
+        """Make errors of a block's decoder name the file and the place."""
+        try:
+            yield
+        except CorruptionError as error:
+            name = self._reader.name
+            raise type(error)(f"{name} at byte {offset}: {error.message}", object=name, offset=offset) from error
 
 
 class BrokenRun(RunReader):
@@ -159,7 +184,7 @@ def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
     return tuple(sorted(runs, key=lambda run: run.run.version_max, reverse=True))
 
 
-def open_run(run: NameRun, readers: StratumReaders, cache: BlockCache) -> RunReader:
+def open_run(run: NameRun, readers: StratumReaders, cache: BlockCaches) -> RunReader:
     """Open a run that the state lists; one that is damaged or missing becomes a `BrokenRun`."""
     try:
         return RunReader(run, readers.get(StratumKind.META, run.id), cache)
@@ -217,25 +242,31 @@ def newer_than(tables: Tables, start: bytes, stop: bytes, version: int) -> bool:
 
 
 class Chunk(NamedTuple):
-    """Ascending names of one source. `rows` is None when all are inline puts that never expire: see `values`."""
+    """Ascending names of one source. `rows` is None when all are inline puts that never expire: see `values`.
+
+    Then `versions` holds the version of each, or is None where all are of `version`.
+    """
 
     names: list[bytes]
     rows: list[Row] | None
     values: list[bytes]
     version: int
+    versions: Sequence[int] | None = None
 
     def part(self, start: int, stop: int) -> Chunk:
         """A stretch of it."""
         if start == 0 and stop == len(self.names):
             return self
         rows = None if self.rows is None else self.rows[start:stop]
-        return Chunk(self.names[start:stop], rows, self.values[start:stop], self.version)
+        versions = None if self.versions is None else self.versions[start:stop]
+        return Chunk(self.names[start:stop], rows, self.values[start:stop], self.version, versions)
 
     def as_rows(self) -> Iterator[Row]:
         """Its rows, made where they were left out."""
         if self.rows is not None:
             return iter(self.rows)
-        return zip(repeat(self.version), repeat(ENTRY_INLINE), self.values, repeat(0), repeat(None), strict=False)
+        versions = repeat(self.version) if self.versions is None else self.versions
+        return zip(versions, repeat(ENTRY_INLINE), self.values, repeat(0), repeat(None), strict=False)
 
 
 class Found(NamedTuple):
@@ -342,6 +373,9 @@ def _refill(waiting: list[tuple[Chunk, Iterator[Chunk]]], source: Iterator[Chunk
 
 def _merged(chunks: list[Chunk]) -> Chunk:
     """Rows of several chunks as one, the newest row of each name."""
+    plain = _merged_plain(chunks)
+    if plain is not None:
+        return plain
     newest: dict[bytes, Row] = {}
     get = newest.get
     for chunk in chunks:
@@ -351,6 +385,22 @@ def _merged(chunks: list[Chunk]) -> Chunk:
                 newest[name] = row
     names = sorted(newest)
     return Chunk(names, [newest[name] for name in names], [], 0)
+
+
+def _merged_plain(chunks: list[Chunk]) -> Chunk | None:
+    """`_merged` without a step per name, where all are inline puts and no name stands in two chunks; else None."""
+    values: dict[bytes, bytes] = {}
+    versions: dict[bytes, int] = {}
+    for chunk in chunks:
+        if chunk.rows is not None:
+            return None
+        values.update(zip(chunk.names, chunk.values, strict=True))
+        each = repeat(chunk.version) if chunk.versions is None else chunk.versions
+        versions.update(zip(chunk.names, each, strict=False))
+    if len(values) != sum([len(chunk.names) for chunk in chunks]):
+        return None
+    names = sorted(values)
+    return Chunk(names, None, [values[name] for name in names], 0, [versions[name] for name in names])
 
 
 def _memtable_chunks(table: Memtable, start: bytes, stop: bytes, version_max: int, *, reverse: bool) -> Iterator[Chunk]:
@@ -365,15 +415,28 @@ def _memtable_chunks(table: Memtable, start: bytes, stop: bytes, version_max: in
             names.reverse()
         else:
             start = names[-1] + b"\0"
-        kept, rows = [], []
-        for name in names:
-            row = table.find(name, version_max)
-            if row is not None:
-                kept.append(name)
-                rows.append(row)
-        if kept:
-            yield Chunk(kept, rows, [], 0)
+        chunk = _table_chunk(table, names, version_max)
+        if chunk.names:
+            yield chunk
         size = _MEMTABLE_CHUNK
+
+
+def _table_chunk(table: Memtable, names: list[bytes], version_max: int) -> Chunk:
+    """The newest rows of some names at or below `version_max`."""
+    rows = [row for row in map(table.rows.get, names) if row is not None]
+    if len(rows) == len(names):
+        versions, kinds, values, expiries, _ = zip(*rows, strict=True)
+        if max(versions) <= version_max:
+            if kinds.count(ENTRY_INLINE) == len(kinds) and not any(expiries):
+                return Chunk(names, None, list(values), 0, versions)
+            return Chunk(names, rows, [], 0)
+    kept, rows = [], []
+    for name in names:
+        row = table.find(name, version_max)
+        if row is not None:
+            kept.append(name)
+            rows.append(row)
+    return Chunk(kept, rows, [], 0)
 
 
 def _run_chunks(run: RunReader, start: bytes, stop: bytes, version_max: int, *, reverse: bool) -> Iterator[Chunk]:
@@ -382,7 +445,7 @@ def _run_chunks(run: RunReader, start: bytes, stop: bytes, version_max: int, *, 
     last = bisect_left(directory.firsts, stop)
     numbers = range(last - 1, first - 1, -1) if reverse else range(first, last)
     for number in numbers:
-        block = run.block(number)
+        block = run.block(number, keep=len(numbers) <= _SCAN_BLOCKS_KEPT)
         names = block.names
         begin = bisect_left(names, start) if names[0] < start else 0
         end = bisect_left(names, stop) if names[-1] >= stop else len(names)
@@ -398,6 +461,10 @@ def _block_chunk(block: Block, begin: int, end: int, version_max: int) -> Chunk:
         if block.version > version_max:
             return Chunk([], [], [], 0)
         return Chunk(block.names[begin:end], None, block.values[begin:end], block.version)
+    if block.kinds is None and block.expiries is None and block.versions is not None:
+        stretch, versions = block.names[begin:end], block.versions[begin:end]
+        if max(versions) <= version_max and all(map(lt, stretch, stretch[1:])):
+            return Chunk(stretch, None, block.values[begin:end], 0, versions)
     names: list[bytes] = []
     rows: list[Row] = []
     for at in range(begin, end):
