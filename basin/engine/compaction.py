@@ -57,8 +57,8 @@ SMALL_STRATA_MAX: Final = 8
 CHECKPOINT_EVERY: Final = 1000
 """Records that an opener replays at most, but for those whose names are not flushed."""
 CHECKPOINTS_KEPT: Final = 2
-_INDEX_SLICE_PAGES: Final = 512
-"""Pages of each input that an index merge holds at a time: 2 MiB each."""
+_INDEX_SLICE_PAGES: Final = 64
+"""Pages of each input that an index merge holds at a time: 256 KiB, and as much again while they are sorted."""
 
 
 def upkeep(core: Core) -> None:
