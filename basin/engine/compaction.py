@@ -55,7 +55,7 @@ MERGE_WIDTH: Final = 4
 SMALL_STRATUM: Final = 4 * MIB
 SMALL_STRATA_MAX: Final = 8
 CHECKPOINT_EVERY: Final = 1000
-"""Records that an opener replays at most, but for those whose names are not flushed."""
+"""Records that an opener replays at most, about: the state is stored, and names are flushed, this often."""
 CHECKPOINTS_KEPT: Final = 2
 _INDEX_SLICE_PAGES: Final = 64
 """Pages of each input that an index merge holds at a time: 256 KiB, and as much again while they are sorted."""
@@ -84,8 +84,10 @@ def upkeep(core: Core) -> None:
 
 
 def is_flush_due(core: Core) -> bool:
-    """Whether the names in memory exceed their budget."""
-    return core.current.tables.memtables[0].size > core.options.memtable_size
+    """Whether the names in memory exceed their budget, or are those of more records than an opener should replay."""
+    table = core.current.tables.memtables[0]
+    unflushed = core.state.position - core.state.flushed
+    return table.size > core.options.memtable_size or (unflushed >= CHECKPOINT_EVERY and len(table) > 0)
 
 
 def is_checkpoint_due(core: Core) -> bool:
@@ -154,14 +156,15 @@ def _size_class(size: int) -> int:
 def plan_names_merge(runs: Sequence[NameRun]) -> Sequence[NameRun]:
     """The newest runs to merge, or none. Runs stand in the order of the positions they cover.
 
-    For each size class in turn: the newest runs that are all of that class or smaller, if they are four or more.
+    For each size class in turn: the newest runs of that class or smaller, if four or more are of that very class. So a
+    byte is written again about once a class; merging whatever comes to four would write everything again each time.
     """
     classes = [_size_class(run.size) for run in runs]
     for limit in sorted(set(classes)):
         start = len(runs)
         while start and classes[start - 1] <= limit:
             start -= 1
-        if len(runs) - start >= MERGE_WIDTH:
+        if classes[start:].count(limit) >= MERGE_WIDTH:
             return runs[start:]
     return []
 

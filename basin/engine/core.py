@@ -124,6 +124,7 @@ class Core:
         self.current = Current(State(), Tables((Memtable(),), ()))
         self.cursor = START
         self.session: Position = 0
+        self._recovered = False
         self.sequence = 0
         self.closed = ""
         self.poisoned: BasinPoisoned | None = None
@@ -153,6 +154,8 @@ class Core:
         if self.writable:
             with self.log.exclusive():
                 pass  # Adopts what lies behind a watermark that was left behind.
+        else:
+            self.log.look_behind()
         state = self._newest_checkpoint()
         start = min(state.position, state.flushed)
         memtable = Memtable()
@@ -625,12 +628,14 @@ class Core:
     # --- sessions and strata ----------------------------------------------------------------------------------------
 
     def ensure_session(self) -> None:
-        """Begin this handle's session, if it has none: before its first file."""
-        if self.session:
+        """Begin this handle's session, if it has none, and look after those that died: before its first file."""
+        if self._recovered:
             return
         with self.commit_mutex:
             self.append(lambda _: Record(0, 0, EMPTY_HASH, 0) if not self.session else None)
-            recover(self)
+            if not self._recovered:
+                self._recovered = True
+                recover(self)
 
     def _lock_session(self, position: Position) -> None:
         """Take the lock that shows that the session is alive, before anybody can read of the session."""
