@@ -69,7 +69,7 @@ class Verdicts(Counter[str]):
 
     def report(self, title: str) -> None:
         share = self["harmless"] / max(1, self.total())
-        print(f"{title}: {self.total()} cases, {share:.1%} harmless, {dict(self)}")  # noqa: T201
+        print(f"{title}: {self.total()} cases, {share:.1%} harmless, {dict(self)}")
 
 
 def stored(whole: SmallBasin) -> Iterator[tuple[str, bytes]]:
@@ -145,7 +145,7 @@ def test_every_deleted_file(profile: str, boot: int) -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_flipped_bits_of_the_log_after_a_restart_of_the_machine(profile: str) -> None:
+def test_damage_to_the_log_after_a_restart_of_the_machine(profile: str) -> None:
     """The watermark is of an older boot, so that the end is found by scanning: rot is still no torn tail."""
     verdicts, whole = Verdicts(), small(profile)
     for name, content in stored(whole):
@@ -153,6 +153,8 @@ def test_flipped_bits_of_the_log_after_a_restart_of_the_machine(profile: str) ->
             for at in range(len(content)):
                 damaged = whole.image.with_content(name, flipped(content, 8 * at + at % 8))
                 verdicts.judge(f"byte {at} of {name}, after a boot", whole, damaged, CHANGED, LATER_BOOT)
+                cut = whole.image.with_content(name, content[:at])
+                verdicts.judge(f"{name} cut to {at} bytes, after a boot", whole, cut, CHANGED, LATER_BOOT)
     verdicts.report(f"{profile}, log after a boot")
 
 
