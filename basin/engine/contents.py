@@ -212,7 +212,13 @@ class Contents:
                 writer = self._writer_for(StratumKind.DATA)
                 stop = _fitting(payloads, start, self._options.stratum_size - writer.offset)
                 before = writer.offset
-                writer.append_blobs(new_keys[start:stop], codecs[start:stop], payloads[start:stop])
+                keys, kinds, data = new_keys[start:stop], codecs[start:stop], payloads[start:stop]
+                if not writer.locations.keys().isdisjoint(keys):
+                    # Another thread has put some of them since they were looked for.
+                    fresh = [row for row, key in enumerate(keys) if key not in writer.locations]
+                    keys, kinds = [keys[row] for row in fresh], [kinds[row] for row in fresh]
+                    data = [data[row] for row in fresh]
+                writer.append_blobs(keys, kinds, data)
                 self.stored_size += writer.offset - before
                 start = stop
 
