@@ -125,4 +125,4 @@ def soak(session: nox.Session) -> None:
 def powercut(session: nox.Session) -> None:
     """Real power cuts on ext4 and XFS loop mounts under a multi-process workload. Needs root."""
     install(session)
-    session.run("python", "-m", "basin.testing.powercut", *session.posargs)
+    session.run("python", "-m", "tests.powercut", *session.posargs)
