@@ -86,6 +86,7 @@ class FileLog:
         self._lock: LockFile | None = None
         self._lock_held = False
         self._held_mark: Watermark | None = None
+        self._left_behind: Watermark | None = None
         self._tail_adopted = False
         self._appender: AppendFile | None = None
         self._appender_segment = 0
@@ -127,7 +128,30 @@ class FileLog:
     def current_watermark(self) -> Watermark | None:
         """The watermark, if it is of this boot: where the log ends. Nobody moves it while we hold the lock."""
         mark = self._held_mark if self._lock_held else self.watermark()
-        return mark if mark is not None and mark.boot_id == self._boot_id else None
+        return mark if mark is not None and mark.boot_id == self._boot_id and mark != self._left_behind else None
+
+    def _is_more_behind(self, mark: Watermark) -> bool:
+        """Whether bytes lie behind a watermark that may count: not those of a write that is known to have failed."""
+        if any(segment > mark.segment for segment in self.segments()):
+            return True
+        return not mark.cut and self._is_there(mark.segment) and self._size(mark.segment) > mark.offset
+
+    def look_behind(self) -> None:
+        """For a handle that only reads: do not believe a watermark with more behind it while nobody appends.
+
+        What a writer adopts when it opens, a reader counts without moving the watermark. Takes the lock for a moment,
+        and only where there is more: in passing somebody is about to move the watermark, else nobody is.
+        """
+        mark = self.current_watermark()
+        if mark is None or not self._is_more_behind(mark):
+            return
+        lock = self._storage.lock(LOCK_NAME)
+        try:
+            lock.acquire(self._timeout_s)
+            if self.watermark() == mark and self._is_more_behind(mark):
+                self._left_behind = mark
+        finally:
+            lock.close()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -187,8 +211,8 @@ class FileLog:
         if (mark.segment, mark.offset) > (cursor.segment, cursor.offset):
             name = segment_name(mark.segment)
             raise TruncatedStratum(
-                f"the log ends at position {cursor.position}, but {mark.position} was acknowledged: {name} is missing or "
-                "cut short; restore it from a copy",
+                f"the log ends at position {cursor.position}, but {mark.position} was acknowledged: {name} is missing "
+                "or cut short; restore it from a copy",
                 object=name,
                 offset=cursor.offset if mark.segment == cursor.segment else 0,
             )
@@ -300,7 +324,10 @@ class FileLog:
         if self._tail_adopted or mark is None:
             return
         self._tail_adopted = True
-        if mark.cut:
+        if not self._is_more_behind(mark):
+            return
+        if not self._is_there(mark.segment):
+            self._left_behind = mark  # So old that its segment was removed since: the log is scanned.
             return
         reached = start = Cursor(mark.segment, mark.offset, mark.position)
         for entry in self._follow(start, None, mark.position):
