@@ -273,7 +273,7 @@ class Basin(Names):
         if type(position) is not int or position < 0:
             raise InvalidArgument(f"a log position is a number from 0, not {position!r}")
         scope = self._view_scope()
-        state = core.state
+        state, tables = core.current
         if position < state.floor or (position == 0 and state.floor):
             raise PositionGone(
                 f"position {position} is below the history floor {state.floor}", position=position, floor=state.floor
@@ -281,7 +281,7 @@ class Basin(Names):
         if position > state.position:
             raise InvalidArgument(f"the log ends at {state.position}, before {position}", position=position)
         time_ms = self._time_of(position)
-        return ViewScope(core, core.current.tables, position, time_ms) if time_ms is not None else scope
+        return ViewScope(core, tables, position, time_ms) if time_ms is not None else scope
 
     def _time_of(self, position: Position) -> int | None:
         """The clock of the record at `position`; reads the log from the start of its segment."""

@@ -30,7 +30,7 @@ from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, last_version, state_to_map
 from basin.engine.writer import StratumWriter, append_index
-from basin.errors import AlreadyExists, BasinError
+from basin.errors import AlreadyExists, BasinError, CorruptionError, ObjectMissing, StorageUnavailable
 from basin.format.checkpoint import encode_checkpoint
 from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
 from basin.format.layout import (
@@ -77,6 +77,9 @@ def upkeep(core: Core) -> None:
             continue
         try:
             step(core)
+        except StorageUnavailable:
+            core.settled = ()  # Somebody holds a lock: the next commit tries again.
+            return
         except BasinError as error:
             core.upkeep_problems[step.__name__] = error
     state = core.state
@@ -495,6 +498,8 @@ def _copy_grains(core: Core, identity: StratumId, writer: StratumWriter) -> None
 def checkpoint(core: Core) -> None:
     """Store the folded state, then drop older checkpoints and the log that nobody needs."""
     state = core.state
+    with core.log.exclusive():
+        core.log.settle()  # A checkpoint of records that a power cut takes back would be of no history.
     frame = encode_checkpoint(
         core.cipher,
         state.position,
@@ -510,8 +515,10 @@ def checkpoint(core: Core) -> None:
         core.storage.delete(f"checkpoint/{name}")
     kept = names[-CHECKPOINTS_KEPT:]
     if len(kept) == CHECKPOINTS_KEPT:
-        needed = min(int(kept[0]), state.flushed, max(0, state.floor - 1))
-        core.log.remove_through(needed, core.cursor.segment)
+        with contextlib.suppress(CorruptionError, ObjectMissing):
+            older = core.read_checkpoint(kept[0])  # Whoever has to start there needs its names from the log.
+            needed = min(older.position, older.flushed, max(0, state.floor - 1))
+            core.log.remove_through(needed, core.cursor.segment)
 
 
 def raise_floor(core: Core) -> None:

@@ -120,7 +120,7 @@ class Contents:
         place = self._locator.find(grain_key)
         if place is None:
             self._reload()  # Somebody else may have committed it since this handle last looked.
-            place = self._locator.find(grain_key)
+            place = self._locator.find_surely(grain_key)
         if place is None:
             self._require_all_indexes()
             raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
@@ -310,7 +310,7 @@ class Contents:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
         grain_key = self._map.grain_key(key)
         for attempt in range(3):
-            place = self._locator.find(grain_key)
+            place = self._locator.find_surely(grain_key)
             if place is None:
                 break
             try:
@@ -338,7 +338,7 @@ class Contents:
 
     def contains(self, key: bytes) -> bool:
         """Whether a countable stratum holds the content."""
-        if self._locator.find(self._map.grain_key(key)) is not None:
+        if self._locator.find_surely(self._map.grain_key(key)) is not None:
             return True
         self._require_all_indexes()
         return False

@@ -31,7 +31,7 @@ from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.log import RESERVE_NAME, START, Cursor, FileLog
 from basin.engine.memtable import Memtable
-from basin.engine.names import BlockCaches, RunReader, Tables, open_run, order_runs
+from basin.engine.names import BlockCaches, BrokenRun, RunReader, Tables, open_run, order_runs
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
@@ -79,6 +79,8 @@ GROUP_SIZE_MAX: Final = 16 * MIB
 CHECKPOINT_FOLDER: Final = "checkpoint"
 SESSION_FOLDER: Final = "session"
 DROPPED_LISTED_MAX: Final = 1000
+_CATCH_UPS: Final = 3
+"""Times that the log is followed while files of the state that it leads to are gone."""
 
 
 class Current(NamedTuple):
@@ -140,6 +142,8 @@ class Core:
         self._writers: dict[StratumKind, StratumWriter] = {}
         self._unlogged: list[StratumAdded] = []
         self._session_lock: LockFile | None = None
+        self._half_followed = False
+        """Whether the memtable may hold names of a position that nobody reached."""
         self._pending = Pending()
         self._committing: tuple[Pending, ...] = ()
         self._pending_mutex = threading.Lock()
@@ -181,6 +185,7 @@ class Core:
             cursor = self._skip(cursor, start)
         self._publish(state, tables)
         self.cursor = cursor
+        self._half_followed = False
 
     def _skip(self, cursor: Cursor, position: Position) -> Cursor:
         """The cursor behind `position`, when the log holds nothing newer."""
@@ -233,11 +238,26 @@ class Core:
 
     def catch_up(self) -> None:
         """Apply what was appended since. Under the commit mutex."""
+        for _ in range(_CATCH_UPS):
+            self._catch_up()
+            if not self._is_behind():
+                return
+
+    def _is_behind(self) -> bool:
+        """Whether files were gone already that the state names: somebody merged them since it was."""
+        broken = [run.error for run in self.current.tables.runs if isinstance(run, BrokenRun)]
+        return any(isinstance(error, ObjectMissing) for error in (*broken, *self.locator.broken.values()))
+
+    def _catch_up(self) -> None:
         self._refreshed = time.monotonic()
+        if self._half_followed:
+            self.load()
+            return
         state, tables = self.current
         cursor = self.cursor
         try:
             for entry in self.log.follow(cursor):
+                self._half_followed = True
                 state, tables = self._next(state, tables, entry.record, entry.hash)
                 cursor = entry.end
         except (CorruptionError, ObjectMissing):
@@ -249,6 +269,7 @@ class Core:
         if cursor is not self.cursor:
             self._publish(state, tables)
             self.cursor = cursor
+        self._half_followed = False
 
     def _next(self, state: State, tables: Tables, record: Record, record_hash: bytes) -> tuple[State, Tables]:
         """State and tables after one stored record."""
@@ -358,18 +379,15 @@ class Core:
             return own
 
     def _restore(self, pending: Pending) -> None:
-        """Nothing was written: the changes wait on, below those that came since."""
-        if pending.run is not None:
-            self._forget_runs({pending.run.id})
-        with self._pending_mutex:
-            pending = Pending(pending.names, pending.relied, written=pending.written)
-            newer, self._pending = self._pending, pending
-            for start, stop, _ in newer.names.ranges:
-                pending.names.delete_range(start, stop)
-            for name, (_, kind, value, expiry_ms, _) in newer.names.rows.items():
-                pending.names.put(name, kind, value, expiry_ms)
-            pending.relied.update(newer.relied)
-            pending.written |= newer.written
+        """Nothing was written: the changes wait on, below those that came since. Under the mutex of pending changes."""
+        pending = Pending(pending.names, pending.relied, written=pending.written)
+        newer, self._pending = self._pending, pending
+        for start, stop, _ in newer.names.ranges:
+            pending.names.delete_range(start, stop)
+        for name, (_, kind, value, expiry_ms, _) in newer.names.rows.items():
+            pending.names.put(name, kind, value, expiry_ms)
+        pending.relied.update(newer.relied)
+        pending.written |= newer.written
 
     def _start_timer(self) -> None:
         with self._pending_mutex:
@@ -414,19 +432,26 @@ class Core:
             try:
                 self._commit_group(group)
             except BaseException as error:
+                if isinstance(error, StorageUnavailable):
+                    # Those behind wait on as well: what was changed later is never logged before what was earlier.
+                    while self._queue:
+                        group.append(self._queue.popleft())
                 for pending in group:
-                    pending.done, pending.error = True, pending.error or error
+                    if not pending.done:
+                        pending.done, pending.error = True, pending.error or error
                 raise
             finally:
                 self._leave(group)
 
     def _leave(self, group: Sequence[Pending]) -> None:
         """What was committed, or failed, is no longer on its way; a lock that stayed busy puts it back."""
-        committing = self._committing
-        self._committing = tuple(one for one in committing if one not in group)
-        for pending in group:
-            if isinstance(pending.error, StorageUnavailable) and pending in committing:
-                self._restore(pending)
+        unwritten = [pending for pending in group if isinstance(pending.error, StorageUnavailable)]
+        self._forget_runs({pending.run.id for pending in unwritten if pending.run is not None})
+        with self._pending_mutex:
+            for pending in reversed(unwritten):
+                if pending in self._committing:
+                    self._restore(pending)
+            self._committing = tuple(one for one in self._committing if one not in group)
 
     def _commit_group(self, group: Sequence[Pending]) -> None:
         """One record for all batches of the group that do not conflict."""
@@ -503,7 +528,8 @@ class Core:
 
     def _forget_runs(self, refused: set[StratumId]) -> None:
         """Delete runs of large batches that no record names."""
-        self._unlogged = [one for one in self._unlogged if one.id not in refused]
+        for one in [one for one in self._unlogged if one.id in refused]:
+            self._unlogged.remove(one)  # In place: other threads append meanwhile.
         for identity in refused:
             with contextlib.suppress(StorageError):  # Then the sweep does it.
                 self.delete_stratum(StratumKind.META, identity)
@@ -549,19 +575,24 @@ class Core:
         else:
             record.session_begun, record.session, record.sequence = True, 0, 1
             self._lock_session(state.position + 1)
-        frame = self.cipher.seal(
-            RECORD_MAGIC,
-            state.position + 1,
-            encode_record(record),
-            generation=self.keyring.generation,
-            randomness=os.urandom(32),
-            flags=0 if sync else FRAME_FLAG_UNSYNCED,
-        )
-        digest = chain_hash(frame)
-        following = apply(state, record, digest)  # A record that everybody would skip is never written.
-        end = self._append_frame(frame, record, sync=sync)
-        if end is None:
-            raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
+        try:
+            frame = self.cipher.seal(
+                RECORD_MAGIC,
+                state.position + 1,
+                encode_record(record),
+                generation=self.keyring.generation,
+                randomness=os.urandom(32),
+                flags=0 if sync else FRAME_FLAG_UNSYNCED,
+            )
+            digest = chain_hash(frame)
+            following = apply(state, record, digest)  # A record that everybody would skip is never written.
+            end = self._append_frame(frame, record, sync=sync)
+            if end is None:
+                raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
+        except BaseException:
+            if record.session_begun:
+                self._unlock_session()  # Somebody else's session will have this position.
+            raise
         tables = self._next_tables(state, following, self.current.tables, record)
         if record.session_begun:
             self.session = following.position
@@ -614,7 +645,7 @@ class Core:
             for pending in (*group, self._pending):
                 dropped += list(pending.names.rows)[: DROPPED_LISTED_MAX - len(dropped)]
             self._pending = Pending()
-        for writer in self._writers.values():
+        for writer in list(self._writers.values()):
             writer.abandon(logged=writer.id in self.state.strata)
             self.locator.writer_abandoned(writer)
         self._writers = {}
@@ -629,21 +660,25 @@ class Core:
 
     def ensure_session(self) -> None:
         """Begin this handle's session, if it has none, and look after those that died: before its first file."""
-        if self._recovered:
+        if self.session and self._recovered:
             return
         with self.commit_mutex:
-            self.append(lambda _: Record(0, 0, EMPTY_HASH, 0) if not self.session else None)
+            if not self.session:
+                self.append(lambda _: Record(0, 0, EMPTY_HASH, 0))
             if not self._recovered:
                 self._recovered = True
                 recover(self)
 
     def _lock_session(self, position: Position) -> None:
         """Take the lock that shows that the session is alive, before anybody can read of the session."""
-        if self._session_lock is not None:
-            self._session_lock.close()
         lock = self.storage.lock(f"{SESSION_FOLDER}/{position:020d}")
         lock.acquire(0)
         self._session_lock = lock
+
+    def _unlock_session(self) -> None:
+        if self._session_lock is not None:
+            self._session_lock.close()
+            self._session_lock = None
 
     def writer_for(self, kind: StratumKind) -> StratumWriter:
         """The active stratum of `kind`, made if there is none or the last is full. Under the contents' mutex."""
@@ -697,7 +732,8 @@ class Core:
     ) -> None:
         """Add finished strata of this session that workers wrote, and the names that refer to them, in one record."""
         with self.commit_mutex:
-            self._unlogged += strata
+            waiting = {one.id for one in self._unlogged}
+            self._unlogged.extend(one for one in strata if one.id not in waiting and one.id not in self.state.strata)
             pending = Pending(written=True)
             pending.names.put_all(rows)
             pending.relied.update(relied)
@@ -706,7 +742,9 @@ class Core:
     def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
         """What the record described needs no describing again."""
         logged = self.state.strata
-        self._unlogged = [one for one in self._unlogged if one not in added or one.id not in logged]
+        for one in added:
+            if one.id in logged and one in self._unlogged:
+                self._unlogged.remove(one)  # In place: other threads append meanwhile.
 
     def owns(self, identity: StratumId) -> bool:
         """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
@@ -719,7 +757,13 @@ class Core:
 
     def _run_upkeep(self) -> None:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
-        upkeep(self)
+        if self.session and not self._recovered:  # The commit began the session.
+            try:
+                self.ensure_session()
+            except BasinError as error:
+                self.upkeep_problems[recover.__name__] = error
+        if self.poisoned is None:
+            upkeep(self)
 
     # --- closing ----------------------------------------------------------------------------------------------------
 
@@ -763,15 +807,13 @@ class Core:
         """Close every handle without writing. Used at the end, and in a forked child."""
         self.closed = reason
         self._timer_wake.set()
-        for writer in self._writers.values():
-            writer.abandon()
+        for writer in list(self._writers.values()):
+            writer.abandon(logged=writer.id in self.state.strata)
         self._writers = {}
         self.contents.close()
         self.readers.close()
         self.log.close()
-        if self._session_lock is not None:
-            self._session_lock.close()
-            self._session_lock = None
+        self._unlock_session()
         self.storage.close()
 
     def require_open(self) -> None:

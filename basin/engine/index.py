@@ -138,6 +138,8 @@ class GrainLocator:
         self._search: tuple[IndexReader, ...] = ()
         self._countable: dict[StratumId, object] = {}
         self._state: State | None = None
+        self._swap = threading.Lock()
+        """Held while strata move from one source to another: whoever finds nothing looks once more when it is free."""
         self.broken: dict[StratumId, BasinError] = {}
         """Strata whose grains cannot be looked up, and why."""
 
@@ -150,9 +152,10 @@ class GrainLocator:
     def writer_finished(self, writer: StratumWriter, directory: IndexDirectory) -> None:
         """Replace a finished stratum's in-memory index by the one in its file."""
         reader = self._readers.get(writer.kind, writer.id)
-        self._own_finished[writer.id] = IndexReader(reader, directory, self._cache)
-        self._writers = [one for one in self._writers if one is not writer]
-        self._rebuild_search()
+        with self._swap:
+            self._own_finished[writer.id] = IndexReader(reader, directory, self._cache)
+            self._writers = [one for one in self._writers if one is not writer]
+            self._rebuild_search()
 
     def writer_abandoned(self, writer: StratumWriter) -> None:
         """Forget a stratum that failed."""
@@ -165,8 +168,8 @@ class GrainLocator:
         still be read, and nothing is called absent.
         """
         before = self._state
-        self._state = state
         if before is not None and before.strata is state.strata and before.index_runs is state.index_runs:
+            self._state = state
             return
         own = {writer.id for writer in self._writers}
         wanted: dict[StratumId, IndexReader] = {}
@@ -185,7 +188,7 @@ class GrainLocator:
             finished = added.status not in (ACTIVE, CUT)
             if identity in self._own_finished:
                 if finished:
-                    wanted[identity] = self._own_finished.pop(identity)
+                    wanted[identity] = self._own_finished[identity]
                 continue
             if finished:
                 with contextlib.suppress(*UNREADABLE):
@@ -198,13 +201,16 @@ class GrainLocator:
                 scanned[identity] = self._scan(added.kind, identity, length)
             except UNREADABLE as error:
                 self.broken[identity] = error
-        self._indexes, self._scanned = wanted, scanned
-        self._countable = dict.fromkeys(state.strata)
-        if before is not None:
-            for identity in before.strata.keys() - state.strata.keys():
+        gone = before.strata.keys() - state.strata.keys() if before is not None else set()
+        with self._swap:
+            self._indexes, self._scanned = wanted, scanned
+            self._countable = dict.fromkeys(state.strata)
+            for identity in (*wanted, *gone):
                 self._own_finished.pop(identity, None)
-                self._readers.forget(identity)
-        self._rebuild_search()
+            self._state = state
+            self._rebuild_search()
+        for identity in gone:
+            self._readers.forget(identity)
 
     def _rebuild_search(self) -> None:
         indexes = [*self._own_finished.values(), *self._indexes.values()]
@@ -245,6 +251,14 @@ class GrainLocator:
         """One place of `key`, or None."""
         place = self.place(key)
         return None if place is None else Location(*place)
+
+    def find_surely(self, key: bytes) -> Location | None:
+        """`find`, and once more before saying that there is none: a stratum may be on its way between two sources."""
+        found = self.find(key)
+        if found is None:
+            with self._swap:
+                found = self.find(key)
+        return found
 
     def place(self, key: bytes) -> tuple[StratumId, int, int] | None:
         """`find` as a plain tuple: the path of every `get`."""

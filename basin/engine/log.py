@@ -338,6 +338,13 @@ class FileLog:
             self._sync_old(start.segment)
             self._write_watermark(Watermark(self._boot_id, reached.segment, reached.offset, reached.position))
 
+    def settle(self) -> None:
+        """Make records durable that were appended without a sync. Only inside `exclusive`."""
+        mark = self.current_watermark()
+        if mark is not None and mark.unsynced:
+            self._sync_old(mark.segment)
+            self._write_watermark(mark._replace(unsynced=False))
+
     def append(self, cursor: Cursor, frame: bytes, previous_hash: bytes, *, sync: bool = True) -> Cursor | None:
         """Append one frame behind `cursor`, durably; None if the log does not end there (follow it, then try again).
 

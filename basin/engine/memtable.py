@@ -25,6 +25,7 @@ Row: TypeAlias = tuple[int, int, bytes, int, "Row | None"]
 
 PENDING_VERSION_MIN: Final = 1 << 63
 """Changes that are not in the log yet have versions from here on: newer than all that are."""
+ON_TOP: Final = 1 << 62
 _pending_versions = itertools.count(PENDING_VERSION_MIN)
 
 ROW_OVERHEAD: Final = 250
@@ -36,8 +37,9 @@ SHARED_ROW_OVERHEAD: Final = 150
 class Memtable:
     """Rows by full name, and range deletions as (start, stop, version)."""
 
-    def __init__(self) -> None:
-        self.pending_version = next(_pending_versions)
+    def __init__(self, *, on_top: bool = False) -> None:
+        """`on_top`: of a batch, which lies over whatever its handle changes meanwhile."""
+        self.pending_version = next(_pending_versions) + (ON_TOP if on_top else 0)
         """The version of rows set by `put` and `delete_range`: later memtables lie over earlier ones."""
         self.rows: dict[bytes, Row] = {}
         self.ranges: list[tuple[bytes, bytes, int]] = []

@@ -173,7 +173,7 @@ def _adoptable(core: Core, kind: StratumKind, header: StratumHeader) -> StratumA
 def sweep(core: Core) -> int:
     """Delete files of ended sessions that no record names. Returns how many."""
     removed = 0
-    with core.log.exclusive():
+    with core.contents.mutex, core.log.exclusive():  # No thread of ours is just creating a stratum.
         files = list(_files(core))
         core.catch_up()
         state = core.state

@@ -33,8 +33,9 @@ class HandleScope(Scope):
     def find(self, name: bytes) -> Row | None:
         core = self.core
         core.maybe_refresh()
+        overlays = core.overlays()  # First: what is committed in between is then in one place or in both.
         state, tables = core.current
-        return find_row(core.overlays(), tables, name, last_version(state.position))
+        return find_row(overlays, tables, name, last_version(state.position))
 
     def chunks(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[Found]:
         core = self.core
@@ -72,7 +73,7 @@ class BatchScope(Scope):
     def __init__(self, core: Core) -> None:
         core.require_writable()
         self.core = core
-        self.pending = Pending()
+        self.pending = Pending(Memtable(on_top=True))
         self.finished = False
 
     def _overlays(self) -> list[Memtable]:
