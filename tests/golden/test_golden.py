@@ -6,9 +6,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 import basin
-from tests.golden.build import FOLDER, KEY_FILE, LARGE, PASSPHRASE, SMALL, expected_names, expected_numbers
+from tests.golden.build import (
+    FOLDER,
+    KEY_FILE,
+    LARGE,
+    LINKED,
+    PASSPHRASE,
+    SMALL,
+    expected_blobs,
+    expected_names,
+    expected_numbers,
+)
 
 BASINS = sorted(path for path in FOLDER.glob("version-*/*") if path.is_dir())
 
@@ -33,6 +44,11 @@ def test_a_golden_basin_reads_as_it_was_written(golden: Path, tmp_path: Path) ->
         with basin.open(folder, mode="r", secret=secret) as db:
             assert dict(db.scan()) == expected_names()
             assert dict(db.keyspace("numbers").scan()) == expected_numbers()
+            assert {bytes(key): db.blobs[key] for key in db.blobs} == expected_blobs()
+            linked, large = basin.ContentKey(blake3(LINKED).digest()), basin.ContentKey(blake3(LARGE).digest())
+            assert db.blobs.links(linked) == [basin.ContentKey(blake3(SMALL).digest())]
+            assert db.blobs.read(large, 20_000, 20_010) == LARGE[20_000:20_010]
+            assert len(db.blobs.parts(large)) == 8
             assert [finding for finding in db.check() if finding.severity != "info"] == []
 
 
