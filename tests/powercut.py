@@ -6,8 +6,8 @@ every commit that a writer reported through a pipe, after `batch()` had returned
 there must be whole too, and nothing that was once found may be missing later.
 
 The machine does not boot in between, so the engine sees the boot id it knows, and a watermark that may be older than
-the log: exactly what a pulled USB disk leaves. The test changes nothing about that. Readers come before writers, because
-a reader repairs nothing.
+the log: exactly what a pulled USB disk leaves. The test changes nothing about that. Readers come before writers,
+because a reader repairs nothing.
 """
 
 from __future__ import annotations
@@ -96,9 +96,10 @@ class Expected:
         for writer, reported in self.reported.items():
             commit = 0
             while name_of(writer, commit, 0) in names:
-                for place in range(NAMES_A_COMMIT):
-                    if names.pop(name_of(writer, commit, place), None) != value_of(writer, commit, place):
-                        problems.append(f"commit {commit} of writer {writer} is not whole")
+                places = range(NAMES_A_COMMIT)
+                stored = [names.pop(name_of(writer, commit, place), None) for place in places]
+                if stored != [value_of(writer, commit, place) for place in places]:
+                    problems.append(f"commit {commit} of writer {writer} is not whole")
                 content = b"content of %d %d" % (writer, commit)
                 key = basin.ContentKey(blake3(content).digest())
                 if key not in roots or database.blobs[key] != content:

@@ -112,6 +112,7 @@ def explore(
     bounds: Bounds = DEFAULT_BOUNDS,
     recovery_bounds: Bounds = RECOVERY_BOUNDS,
     aim: int | None = None,
+    remounts: bool = False,
     seed: int = 0,
 ) -> ExplorationReport:
     """Run `script` once on a disk that holds `start`, and `check` every state a crash may leave; stop at 10 bad ones.
@@ -120,10 +121,11 @@ def explore(
     until then, so that only the bounds make a difference. `kills` adds the states after a killed process. `recoveries`
     states, drawn at random, are recovered on a recorded disk by `recover` (by default `check`) and explored again.
     `aim` shares about so many images among the script's moments, within `Bounds.states` for each: what a short moment
-    does not need is left to the later ones.
+    does not need is left to the later ones. With `remounts` every other state is found by a machine that did not boot:
+    a disk that was pulled out, and plugged in again.
     """
     report = ExplorationReport(bounds, recovery_bounds, seed)
-    return _Exploration(report, check, recover or check, recoveries, aim).run(
+    return _Exploration(report, check, recover or check, recoveries, aim, remounts=remounts).run(
         script, start, each_effect=each_effect, kills=kills
     )
 
@@ -139,13 +141,21 @@ class _Left:
 
 class _Exploration:
     def __init__(
-        self, report: ExplorationReport, check: Check, recover: Check, recoveries: int, aim: int | None
+        self,
+        report: ExplorationReport,
+        check: Check,
+        recover: Check,
+        recoveries: int,
+        aim: int | None,
+        *,
+        remounts: bool,
     ) -> None:
         self.report = report
         self._check = check
         self._recover = recover
         self._recoveries = recoveries
         self._aim = aim
+        self._remounts = remounts
         self._moments_left = 0
         self._random = random.Random(report.seed)
         self._seen: set[tuple[int, int, int]] = set()
@@ -195,10 +205,10 @@ class _Exploration:
         report.moments += 1
         report.omitted += moment.omitted
         report.sampled_moments += moment.omitted > 0
-        boot, acknowledged = disk.boot + 1, disk.acknowledged
-        seen = self._seen
+        acknowledged, seen = disk.acknowledged, self._seen
         for state in moment.states():
             report.states += 1
+            boot = disk.boot if self._remounts and state[0] & 1 else disk.boot + 1
             key = (state[0], boot, acknowledged)
             if key not in seen:
                 seen.add(key)

@@ -67,6 +67,7 @@ class Script:
                 recover=story.recover,
                 recoveries=4 * effort,
                 aim=aim,
+                remounts=True,
             )
         return report, story
 

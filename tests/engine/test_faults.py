@@ -27,7 +27,7 @@ from basin.testing.faults import Fault, FaultStorage, Killed, nth_call
 from basin.testing.simulated import SimulatedStorage
 from tests.engine.crash_story import SECRET, Expected, Story, open_on, prepared, scattered
 
-OPTIONS: Final = {"stratum_size": 4096}
+OPTIONS: Final[dict[str, Any]] = {"stratum_size": 4096}
 AFTERWARDS: Final = Bounds(sectors=2, positions=2, versions=1, sizes=4, file_states=8, entries=2, states=12)
 POWER_CUTS: Final = 6
 Step = Callable[[Story, Database], None]
@@ -177,7 +177,7 @@ def test_a_kill_at_any_storage_call_loses_nothing(fault: Fault, beginning: tuple
     assert len(numbers) >= 30
 
 
-# --- an interrupt -------------------------------------------------------------------------------------------------------
+# --- an interrupt ---------------------------------------------------------------------------------------------------
 
 ENGINE: Final = str(Path(basin.__file__).parent)
 INTERRUPTS: Final = 250
@@ -238,7 +238,7 @@ def test_an_interrupt_at_any_line_leaves_a_basin_that_reopens(
     assert len(places) >= INTERRUPTS // 4
 
 
-# --- a full disk --------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------------------------
 
 RESERVE: Final = 64 << 10
 
@@ -257,7 +257,7 @@ def _fill(database: Database) -> int:
 @pytest.mark.parametrize("boot", [1, 2], ids=["same boot", "after a boot"])
 def test_a_full_disk_still_records_deletions(boot: int) -> None:
     disk = SimulatedDisk(boot=1, capacity=512 << 10)
-    options = {**OPTIONS, "reserve_size": RESERVE}
+    options: dict[str, Any] = {**OPTIONS, "reserve_size": RESERVE}
     database = Story(**options).open(SimulatedStorage(disk))
     acknowledged = _fill(database)
     assert acknowledged > 10
@@ -285,7 +285,7 @@ def test_a_full_disk_still_records_deletions(boot: int) -> None:
 def test_a_real_full_disk_still_records_deletions(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = os.system(f"mount -t tmpfs -o size=16m basin-test {folder}")  # noqa: S605  (a path of pytest's own)
+    mounted = os.system(f"mount -t tmpfs -o size=16m basin-test {folder}")
     if mounted:
         pytest.skip("no tmpfs can be mounted here")
     try:
@@ -306,4 +306,4 @@ def test_a_real_full_disk_still_records_deletions(tmp_path: Path) -> None:
             assert [bytes(name) for name in database] == [f"filled-{number:06}".encode() for number in range(10)]
             assert all(len(value) == 100_000 for value in database.values())
     finally:
-        os.system(f"umount {folder}")  # noqa: S605  (a path of pytest's own)
+        os.system(f"umount {folder}")
