@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from basin.engine import compaction, recovery
+from basin.engine import compaction, recovery, runs
 from basin.engine.core import Core
 from basin.engine.log import FileLog, segment_name
 from basin.engine.state import State, Stratum
@@ -206,7 +206,7 @@ def a_dead_session_s_stratum_counts_as_far_as_it_was_written(patch: pytest.Monke
 
 
 def a_flush_leaves_out_the_newest_commit(patch: pytest.MonkeyPatch) -> None:
-    columns = compaction.memtable_columns
+    columns = runs.memtable_columns
 
     def without_newest(table: Any) -> Any:
         return columns(table.__class__()) if len(table) == 0 else _all_but_newest(columns(table))
