@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE
-from basin.format.names import NameEntry, check_versions, decode_block, encode_block
+from basin.format.names import NameEntry, PackedBlock, check_versions, decode_block, encode_block
 from fuzz.material import KEY
 
 
@@ -14,6 +14,11 @@ def one_input(data: bytes) -> None:
     entries = [block.entry(index) for index in range(len(block.names))]
     if [entry.name for entry in entries] != sorted(block.names):
         raise AssertionError("names out of order were accepted")
+    packed = PackedBlock(data)
+    for entry in entries[:50]:
+        found = packed.find(entry.name, entry.version)
+        if found is None or found.name != entry.name or found.version > entry.version:
+            raise AssertionError("an entry of a block is not found where it lies")
     check_versions(block)
     if decode_block(encode_block(entries)).names != block.names:
         raise AssertionError("a block encodes differently")

@@ -33,6 +33,7 @@ from basin.format.layout import (
     ENTRY_INLINE,
     ENTRY_REFERENCE,
     FULL_NAME_SIZE_MAX,
+    KEYSPACE_PREFIX_SIZE,
     NAMES_BLOCK_HEADER,
     NAMES_BLOCK_HEADER_SIZE,
 )
@@ -154,8 +155,9 @@ def decode_block(payload: bytes) -> Block:
         at += 8 * count
     names = _slices(payload, at, lengths[:count], names_size)
     values = _slices(payload, at + names_size, lengths[count:], values_size)
-    if not all(map(le, names, names[1:])) or max(map(len, names)) > FULL_NAME_SIZE_MAX:
-        raise CorruptionError("a block of names is out of order, or holds a name that is too long")
+    if not all(map(le, names, names[1:])):
+        raise CorruptionError("a block of names is out of order")
+    _require_full_names(min(lengths[:count]), max(lengths[:count]))
     if kinds is not None:
         for kind, value in zip(kinds, values, strict=True):
             if kind != ENTRY_INLINE and len(value) != (CONTENT_KEY_SIZE if kind == ENTRY_REFERENCE else 0):
@@ -189,6 +191,7 @@ class PackedBlock:
         self._kinds_at, at = (at, at + count) if flags & BLOCK_HAS_KINDS else (0, at)
         self._versions_at, at = (at, at + 8 * count) if flags & BLOCK_HAS_VERSIONS else (0, at)
         self._expiries_at, at = (at, at + 8 * count) if flags & BLOCK_HAS_EXPIRIES else (0, at)
+        _require_full_names(int(lengths[:count].min()), int(lengths[:count].max()))
         self.payload = payload
         self.version: int = version
         self._names_at = at
@@ -229,6 +232,11 @@ class PackedBlock:
     def set_version(self, version: int) -> None:
         """Give all entries the version of the record that adopted their run."""
         self.version, self._versions_at = version, 0
+
+
+def _require_full_names(shortest: int, longest: int) -> None:
+    if shortest < KEYSPACE_PREFIX_SIZE or longest > FULL_NAME_SIZE_MAX:
+        raise CorruptionError("a block of names holds one that is too short or too long")
 
 
 def _starts(lengths: Any, first: int, size: int) -> memoryview:

@@ -18,11 +18,13 @@ from basin.format.layout import (
     ENTRY_INLINE,
     ENTRY_REFERENCE,
     FULL_NAME_SIZE_MAX,
+    KEYSPACE_PREFIX_SIZE,
     NAMES_BLOCK_HEADER,
     NAMES_BLOCK_HEADER_SIZE,
 )
 from basin.format.names import (
     NameEntry,
+    PackedBlock,
     build_filter,
     check_versions,
     decode_block,
@@ -32,11 +34,13 @@ from basin.format.names import (
 )
 from tests.format.material import KEY, U64, answered, patched, refused
 
-PLAIN = [NameEntry(b"a", 9, ENTRY_INLINE, b"first", 0), NameEntry(b"b", 9, ENTRY_INLINE, b"", 0)]
+SPACE = bytes(4)
+"""The keyspace that a full name begins with."""
+PLAIN = [NameEntry(SPACE + b"a", 9, ENTRY_INLINE, b"first", 0), NameEntry(SPACE + b"b", 9, ENTRY_INLINE, b"", 0)]
 MIXED = [
-    NameEntry(b"a", 9, ENTRY_DELETE, b"", 0),
-    NameEntry(b"a", 8, ENTRY_REFERENCE, KEY, 5),
-    NameEntry(b"b", 7, ENTRY_INLINE, b"value", 0),
+    NameEntry(SPACE + b"a", 9, ENTRY_DELETE, b"", 0),
+    NameEntry(SPACE + b"a", 8, ENTRY_REFERENCE, KEY, 5),
+    NameEntry(SPACE + b"b", 7, ENTRY_INLINE, b"value", 0),
 ]
 
 
@@ -48,7 +52,7 @@ def sorted_entries(draw: st.DrawFn) -> list[NameEntry]:
     for name, version in sorted(places, key=lambda place: (place[0], -place[1])):
         kind = draw(st.sampled_from([ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE]))
         value = {ENTRY_DELETE: b"", ENTRY_REFERENCE: KEY}.get(kind, b"") or b"v" * draw(st.integers(0, 9))
-        entries.append(NameEntry(name, version, kind, value if kind else b"", draw(st.integers(0, 3))))
+        entries.append(NameEntry(SPACE + name, version, kind, value if kind else b"", draw(st.integers(0, 3))))
     return entries
 
 
@@ -61,13 +65,13 @@ def test_a_block_comes_back(entries: list[NameEntry]) -> None:
 
 def test_columns_that_say_nothing_are_left_out() -> None:
     plain = encode_block(PLAIN)
-    assert len(plain) == NAMES_BLOCK_HEADER_SIZE + 2 * 8 + 2 + 5
+    assert len(plain) == NAMES_BLOCK_HEADER_SIZE + 2 * 8 + 2 * 5 + 5
     block = decode_block(plain)
     assert (block.kinds, block.versions, block.expiries, block.version) == (None, None, None, 9)
-    assert len(encode_block(MIXED)) == NAMES_BLOCK_HEADER_SIZE + 3 * (8 + 1 + 8 + 8) + 3 + 37
+    assert len(encode_block(MIXED)) == NAMES_BLOCK_HEADER_SIZE + 3 * (8 + 1 + 8 + 8) + 3 * 5 + 37
 
 
-@pytest.mark.parametrize("size", [1, FULL_NAME_SIZE_MAX])
+@pytest.mark.parametrize("size", [KEYSPACE_PREFIX_SIZE, FULL_NAME_SIZE_MAX])
 def test_names_up_to_the_limit(size: int) -> None:
     entries = [NameEntry(b"n" * size, 1, ENTRY_INLINE, b"", 0)]
     assert decode_block(encode_block(entries)).entry(0) == entries[0]
@@ -79,7 +83,7 @@ def test_blocks_that_are_not_valid() -> None:
     def header(count: int, flags: int, names: int, values: int) -> bytes:
         return NAMES_BLOCK_HEADER.pack(count, flags, names, values, 9) + plain[NAMES_BLOCK_HEADER_SIZE:]
 
-    assert header(2, 0, 2, 5) == plain
+    assert header(2, 0, 10, 5) == plain
     kinds_at = NAMES_BLOCK_HEADER_SIZE + 3 * 8
     for damaged in (
         b"",
@@ -87,17 +91,18 @@ def test_blocks_that_are_not_valid() -> None:
         plain[:-1],
         plain + b"\0",
         NAMES_BLOCK_HEADER.pack(0, 0, 0, 0, 9),
-        header(3, 0, 2, 5),
+        header(3, 0, 10, 5),
         header((1 << 32) - 1, 0, (1 << 32) - 1, (1 << 32) - 1),
-        header(2, 0, 3, 4),
-        header(2, 1, 2, 5),
-        patched(plain, NAMES_BLOCK_HEADER_SIZE, struct.pack("<II", 2, 1)),
+        header(2, 0, 11, 4),
+        header(2, 1, 10, 5),
+        patched(plain, NAMES_BLOCK_HEADER_SIZE, struct.pack("<II", 6, 5)),
         patched(plain, NAMES_BLOCK_HEADER_SIZE + 8, struct.pack("<II", (1 << 32) - 1, 6)),
         patched(mixed, kinds_at, b"\3"),
         patched(mixed, kinds_at, b"\2"),
         patched(mixed, kinds_at + 1, b"\0"),
         encode_block([PLAIN[1], PLAIN[0]]),
         encode_block([NameEntry(b"n" * (FULL_NAME_SIZE_MAX + 1), 1, ENTRY_INLINE, b"", 0)]),
+        encode_block([NameEntry(b"n" * (KEYSPACE_PREFIX_SIZE - 1), 1, ENTRY_INLINE, b"", 0)]),
     ):
         refused(CorruptionError, partial(decode_block, damaged))
 
@@ -109,7 +114,7 @@ def test_a_column_that_is_not_known_needs_a_newer_version(flag: int) -> None:
 
 @pytest.mark.parametrize("versions", [(8, 8), (8, 9)])
 def test_versions_of_one_name_that_do_not_descend(versions: tuple[int, int]) -> None:
-    entries = [NameEntry(b"a", version, ENTRY_INLINE, b"", 0) for version in versions]
+    entries = [NameEntry(b"name", version, ENTRY_INLINE, b"", 0) for version in versions]
     refused(CorruptionError, lambda: check_versions(decode_block(encode_block(entries))))
 
 
@@ -213,3 +218,37 @@ def test_a_directory_of_wrong_values_is_refused(changed: dict[str, object]) -> N
 
 def test_an_unknown_field_of_a_directory_is_skipped() -> None:
     assert decode_directory(msgpack.packb({**FIELDS, "newer": 1})).entries == 2
+
+
+# --- searching a block where it lies ----------------------------------------------------------------------------------
+
+
+def newest(entries: list[NameEntry], name: bytes, version_max: int) -> NameEntry | None:
+    """What `PackedBlock.find` promises, by looking at every entry."""
+    return next((entry for entry in entries if entry.name == name and entry.version <= version_max), None)
+
+
+@given(sorted_entries(), st.lists(st.binary(max_size=6), max_size=5), st.integers(0, 1 << 60))
+def test_a_packed_block_finds_what_the_decoded_one_holds(
+    entries: list[NameEntry], others: list[bytes], version_max: int
+) -> None:
+    packed = PackedBlock(encode_block(entries))
+    for name in {*[SPACE + other for other in others], *[entry.name for entry in entries]}:
+        for version in (version_max, (1 << 64) - 1, *[entry.version for entry in entries[:3]]):
+            assert packed.find(name, version) == newest(entries, name, version)
+
+
+@pytest.mark.parametrize("repeated", [b"\0", b"ab", b"aba"])
+def test_a_packed_block_of_names_within_names(repeated: bytes) -> None:
+    """Names that occur inside and across others are not taken for them."""
+    names = sorted({repeated * count for count in range(4, 12)} | {repeated * count + b"\xff" for count in range(4, 8)})
+    entries = [NameEntry(name, 5, ENTRY_INLINE, name[::-1], 0) for name in names]
+    packed = PackedBlock(encode_block(entries))
+    for name in [*names, *[name + b"!" for name in names], repeated[:1] * 5 + b"\1", repeated * 12]:
+        assert packed.find(name, 9) == newest(entries, name, 9)
+        assert packed.find(name, 4) is None
+
+
+@given(st.binary(max_size=120), st.binary(max_size=3))
+def test_arbitrary_packed_blocks_are_answered(data: bytes, name: bytes) -> None:
+    answered(lambda: PackedBlock(data).find(SPACE + name, 1 << 63))
