@@ -48,6 +48,7 @@ class Memtable:
         self.version_max = 0
         self._sorted: SortedList = SortedList()
         self._fresh: deque[bytes] = deque()
+        self._half_sorted = False
         self._mutex = threading.Lock()
 
     def __len__(self) -> int:
@@ -72,8 +73,8 @@ class Memtable:
                 continue
             if len(names) > 1 and values.count(values[0]) == len(values) and rows.keys().isdisjoint(names):
                 # Roots come by the thousand and have no value: they share one row.
-                rows.update(dict.fromkeys(names, (version, kind, values[0], 0, None)))
                 fresh.extend(names)
+                rows.update(dict.fromkeys(names, (version, kind, values[0], 0, None)))
                 size += sum(map(len, names)) + (len(values[0]) + SHARED_ROW_OVERHEAD) * len(names)
                 continue
             for name, value in zip(names, values, strict=True):
@@ -122,9 +123,11 @@ class Memtable:
         with self._mutex:
             self._refresh()
             covered = list(self._sorted.irange(start, stop, inclusive=(True, False)))
+            self._half_sorted = True
             for name in covered:
                 self._sorted.remove(name)
                 del self.rows[name]
+            self._half_sorted = False
         self.ranges.append((start, stop, self.pending_version))
         self.size += len(start) + len(stop) + ROW_OVERHEAD
 
@@ -170,11 +173,19 @@ class Memtable:
 
     def _refresh(self) -> None:
         """Take over the names that came since the last scan. Writers go on appending: a deque pops one at a time."""
+        if not self._fresh and not self._half_sorted:
+            return
+        # After an interrupt names may stand in neither list. Rows first: a name is fresh before it has a row.
+        known = list(self.rows) if self._half_sorted else None
+        self._half_sorted = True
         fresh = []
         while self._fresh:
             fresh.append(self._fresh.popleft())
-        if fresh:
+        if known is None:
             self._sorted.update(fresh)
+        else:
+            self._sorted = SortedList({*known, *fresh})
+        self._half_sorted = False
 
     def after(self, version: int) -> Memtable:
         """A memtable of the rows and ranges newer than `version`: what is left when a run covers the older ones."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import xxhash
+from sortedcontainers import SortedList
 
 import basin
 from basin.api import Database, open_storage
@@ -145,6 +146,20 @@ def test_a_batch_scans_its_own_changes_above_those_of_the_handle(disk: Simulated
         db.commit()
         db.put(b"name", b"handle again")
         assert (batch[b"name"], dict(batch.scan())) == (b"batch", {b"name": b"batch"})
+
+
+def test_a_scan_after_an_interrupted_scan_misses_no_name(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_on(disk) as db:
+        db.put_many((b"%d" % number, b"value") for number in range(9))
+        db.commit()
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(SortedList, "update", interrupted)
+            list(db)
+        assert list(db) == [b"%d" % number for number in range(9)]
 
 
 # --- sessions -------------------------------------------------------------------------------------------------------
@@ -337,17 +352,3 @@ def test_a_reader_looks_again_when_a_run_was_merged_while_it_caught_up(
         monkeypatch.setattr(core.log, "follow", merged_meanwhile)
         reader.refresh()
         assert reader[b"name"] == b"value" * 50
-
-
-def test_the_older_checkpoint_can_be_started_from(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("basin.engine.compaction.CHECKPOINT_EVERY", 5)
-    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 2000)
-    with open_on(disk, history_size=2000, memtable_size=12_000) as db:
-        for number in range(60):
-            db.put(b"name %d" % number, b"value" * 20)
-            db.commit()
-    storage = SimulatedStorage(disk)
-    newest = storage.list("checkpoint")[-1]
-    storage.delete(f"checkpoint/{newest}")
-    with open_on(disk, "r") as db:
-        assert len(db) == 60
