@@ -740,10 +740,10 @@ class Core:
             self.commit(pending)
 
     def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
-        """What the record described needs no describing again."""
+        """What the log says in full needs no describing again; a record whose batches all lost was never written."""
         logged = self.state.strata
         for one in added:
-            if one.id in logged and one in self._unlogged:
+            if one.id in logged and logged[one.id].added == one and one in self._unlogged:
                 self._unlogged.remove(one)  # In place: other threads append meanwhile.
 
     def owns(self, identity: StratumId) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -550,3 +551,26 @@ def test_what_waits_is_committed_after_the_lock_was_busy(open_basin: Open, disk:
     assert dict(db) == wanted
     assert dict(open_basin("r")) == wanted
     assert [finding for finding in db.check() if finding.severity != "info"] == []
+
+
+def test_a_stratum_that_was_full_when_a_transaction_lost_is_logged_with_the_next_commit(
+    open_basin: Open, disk: SimulatedDisk
+) -> None:
+    """Its first contents were logged while it was active; those of the loser may be referred to by others."""
+    db, other = open_basin("x", stratum_size=4096), open_basin("w")
+    db.blobs.put(bytes(1000) + b"logged")
+    db[b"a"] = b"1"
+    db.commit()
+    contents = [b"%d" % number + random.Random(number).randbytes(1000) for number in range(8)]
+    with pytest.raises(Conflict), db.transaction() as tx:
+        tx[b"b"] = tx[b"a"]
+        keys = tx.blobs.put_many(contents[:4]) + [tx.blobs.put(content) for content in contents[4:]]
+        other[b"a"] = b"2"
+        other.commit()
+    with db.transaction() as tx:
+        tx[b"b"] = tx[b"a"]
+        assert tx.blobs.put_many(contents) == keys
+    db.core.release("killed")
+    with open_basin("w") as again:
+        assert again.blobs.get_many(keys) == contents
+        assert [finding for finding in again.check() if finding.severity != "info"] == []
