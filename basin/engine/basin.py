@@ -9,6 +9,7 @@ Invariants: a handle that was inherited through `fork` does nothing but raise `B
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -36,7 +37,7 @@ from basin.engine.secrets import Secrets
 from basin.engine.state import first_version
 from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
-from basin.errors import Conflict, InvalidArgument, NameNotFound, PositionGone, ReadOnly
+from basin.errors import Conflict, CorruptionError, InvalidArgument, NameNotFound, ObjectMissing, PositionGone, ReadOnly
 from basin.format.layout import KEYSPACE_PREFIX_SIZE
 from basin.terms import ContentKey, Head, Position
 
@@ -287,9 +288,27 @@ class Basin(Names):
         """The clock of the record at `position`; reads the log from the start of its segment."""
         if position == 0:
             return 0
-        for entry in self._core.log.follow(self._core.log.cursor_before(position - 1), names_from=position - 1):
-            return entry.record.time_ms
+        with self._while_kept(position):
+            for entry in self._core.log.follow(self._core.log.cursor_before(position - 1), names_from=position - 1):
+                return entry.record.time_ms
         return None
+
+    @contextlib.contextmanager
+    def _while_kept(self, position: Position) -> Iterator[None]:
+        """Tell log that is damaged apart from log that somebody has just removed: that raises `PositionGone`."""
+        try:
+            yield
+        except (CorruptionError, ObjectMissing):
+            self._core.refresh()
+            self._require_kept(position)
+            raise
+
+    def _require_kept(self, position: Position) -> None:
+        floor = self._core.state.floor
+        if position < floor:
+            raise PositionGone(
+                f"position {position} is below the history floor {floor}", position=position, floor=floor
+            ) from None
 
     def at(self, position: Position) -> View:
         """The basin as it was at a log position, at the time of its record. Raises `PositionGone` below the floor."""
@@ -337,9 +356,11 @@ class Basin(Names):
             raise PositionGone(
                 f"position {since} is below the history floor {state.floor}", position=since, floor=state.floor
             )
-        for entry in core.log.follow(core.log.cursor_before(since), names_from=since):
-            if entry.position not in state.voids:
-                yield entry
+        with self._while_kept(since + 1):
+            for entry in core.log.follow(core.log.cursor_before(since), names_from=since):
+                self._require_kept(entry.position)
+                if entry.position not in state.voids:
+                    yield entry
 
     def changes(self, since: Position) -> Iterator[Change]:
         """Every logged change of a name after position `since`, oldest first, after committing what is pending.

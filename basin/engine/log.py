@@ -461,22 +461,24 @@ class FileLog:
         """Delete the segments with no record above `position`; never segment `keep`. Returns how many."""
         removed = 0
         numbers = self.segments()
-        for segment, following in itertools.pairwise(numbers):
-            if segment >= keep or self.header(following).first_position - 1 > position:
-                break
-            self._storage.delete(segment_name(segment))
-            removed += 1
+        with contextlib.suppress(ObjectMissing):  # Another handle is removing them, too.
+            for segment, following in itertools.pairwise(numbers):
+                if segment >= keep or self.header(following).first_position - 1 > position:
+                    break
+                self._storage.delete(segment_name(segment))
+                removed += 1
         return removed
 
     def position_within(self, size_max: int) -> Position:
         """The lowest position whose record and all later ones fit into `size_max` bytes, by whole segments."""
         total = 0
-        for segment in reversed(self.segments()):
-            file = self._storage.open(segment_name(segment))
-            total += file.size()
-            file.close()
-            if total > size_max:
-                return self.header(segment + 1).first_position if self._is_there(segment + 1) else 0
+        with contextlib.suppress(ObjectMissing):  # Another handle has just removed it.
+            for segment in reversed(self.segments()):
+                file = self._storage.open(segment_name(segment))
+                total += file.size()
+                file.close()
+                if total > size_max:
+                    return self.header(segment + 1).first_position if self._is_there(segment + 1) else 0
         return 0
 
     def _is_there(self, segment: int) -> bool:

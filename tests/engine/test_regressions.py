@@ -17,7 +17,7 @@ from basin.engine import core as core_module
 from basin.engine import writer as writer_module
 from basin.engine.core import Pending
 from basin.engine.memtable import Row
-from basin.errors import OutOfSpace, StorageError, StorageUnavailable
+from basin.errors import Conflict, OutOfSpace, PositionGone, StorageError, StorageUnavailable
 from basin.terms import Location
 from basin.testing.crash import CrashStates
 from basin.testing.disk import SimulatedDisk
@@ -264,6 +264,21 @@ def test_threads_that_put_the_same_contents_leave_a_whole_index(
         assert list(db.check()) == []
 
 
+def test_a_stratum_finished_before_a_lost_conflict_is_logged_afterwards(disk: SimulatedDisk) -> None:
+    with open_on(disk, stratum_size=4096) as db, open_on(disk) as other:
+        db.put(b"name", b"value")
+        keys = [db.blobs.put(b"first" * 20)]
+        db.commit()
+        with pytest.raises(Conflict), db.transaction() as transaction:
+            transaction[b"name"] += b"!"
+            keys += db.blobs.put_many([b"number %d " % number * 20 for number in range(60)])
+            other.put(b"name", b"changed")
+            other.commit()
+        db.commit()
+    with open_on(disk, "r") as db:
+        assert [key in db.blobs for key in keys] == [True] * len(keys)
+
+
 def test_a_failed_stratum_that_a_record_names_is_kept_when_closing_fails(
     disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,3 +367,41 @@ def test_a_reader_looks_again_when_a_run_was_merged_while_it_caught_up(
         monkeypatch.setattr(core.log, "follow", merged_meanwhile)
         reader.refresh()
         assert reader[b"name"] == b"value" * 50
+
+
+def test_history_that_is_removed_while_somebody_reads_it_is_gone_not_damaged(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basin.engine.compaction.CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 2000)
+    with open_on(disk, history_size=2000) as db:
+
+        def commits() -> None:
+            for number in range(40):
+                db.put(b"name %d" % number, b"value" * 20)
+                db.commit()
+
+        commits()
+        with open_on(disk, "r", refresh_interval_s=3600.0) as reader:
+            scope = reader._view_scope()
+            monkeypatch.setattr(reader, "_view_scope", lambda: scope)  # Somebody removes log after the first look.
+            floor = reader.core.state.floor
+            commits()
+            with pytest.raises(PositionGone):
+                reader.at(floor)
+
+
+def test_handles_that_remove_old_log_at_once_go_on_with_upkeep(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 2000)
+    with open_on(disk) as db:
+        for number in range(40):
+            db.put(b"name %d" % number, b"value" * 20)
+            db.commit()
+        log, segments = db.core.log, db.core.log.segments()
+        monkeypatch.setattr(log, "segments", lambda: segments)
+        last = db.core.state.position
+        assert log.remove_through(last, segments[-1]) == len(segments) - 1
+        assert log.remove_through(last, segments[-1]) <= len(segments) - 1
+        assert log.position_within(1 << 30) == 0
