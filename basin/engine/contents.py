@@ -309,16 +309,15 @@ class Contents:
     def grain(self, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
         grain_key = self._map.grain_key(key)
-        for attempt in range(3):
-            place = self._locator.find_surely(grain_key)
-            if place is None:
-                break
+        missing: Location | None = None
+        while (place := self._locator.find_surely(grain_key)) is not None:
             try:
                 kind, payload = self._read_any(place, grain_key)
             except ObjectMissing:
-                # Rewritten by somebody else since we last looked: the log says where it lies now.
-                if attempt == 2:
+                # Rewritten by somebody else since we last looked, perhaps twice: the log says where it lies now.
+                if place == missing:
                     raise
+                missing = place
                 self._reload()
                 continue
             if not self._sealed and kind != Kind.CLAST and blake3(payload.content).digest() != key:
