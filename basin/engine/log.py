@@ -466,6 +466,7 @@ class FileLog:
                 if segment >= keep or self.header(following).first_position - 1 > position:
                     break
                 self._storage.delete(segment_name(segment))
+                self._storage.sync_folder(LOG_FOLDER)  # Else a power cut could leave a gap that looks like a loss.
                 removed += 1
         return removed
 

@@ -430,6 +430,7 @@ def repair(story: Story) -> None:
         if not done:
             raise AssertionError("there was nothing to repair")
         story.put(database, {b"a": b"repaired"}, scattered("new content", 200))
+        story.put(database, {b"b": b"repaired"}, scattered("content 1", 250))
 
 
 def _indexed(story: Story) -> None:
