@@ -30,7 +30,7 @@ from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, last_version, state_to_map
 from basin.engine.writer import StratumWriter, append_index
-from basin.errors import AlreadyExists, BasinError, CorruptionError, ObjectMissing, StorageUnavailable
+from basin.errors import AlreadyExists, BasinError, CorruptionError, ObjectMissing, OutOfSpace, StorageUnavailable
 from basin.format.checkpoint import encode_checkpoint
 from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
 from basin.format.layout import (
@@ -77,8 +77,8 @@ def upkeep(core: Core) -> None:
             continue
         try:
             step(core)
-        except StorageUnavailable:
-            core.settled = ()  # Somebody holds a lock: the next commit tries again.
+        except (OutOfSpace, StorageUnavailable):
+            core.settled = ()  # It passes: the next commit tries again.
             return
         except BasinError as error:
             core.upkeep_problems[step.__name__] = error
@@ -412,7 +412,7 @@ def write_index_run(
         writer.finish_with(location)
         return IndexRun(writer.id, count, strata), writer.describe(FINISHED)
     except BaseException:
-        writer.abandon()
+        core.discard(writer)
         raise
 
 
@@ -449,7 +449,7 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
             _copy_grains(core, identity, writer)
         writer.finish()
     except BaseException:
-        writer.abandon()
+        core.discard(writer)
         raise
     added = writer.describe(FINISHED)
     gone = set(small)

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import zstandard
 from blake3 import blake3
@@ -34,6 +34,7 @@ from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
 from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links
 from basin.terms import ContentKey, Location, StratumId
 
+T = TypeVar("T")
 Relied: TypeAlias = dict[bytes, StratumId]
 """Content keys that a batch found instead of writing them, and the stratum each was found in."""
 
@@ -132,10 +133,23 @@ class Contents:
             return None
         if not links:
             return self._locator.find(grain_key)
-        for place in self._locator.find_all(grain_key):
-            if self._read(place, grain_key)[1].links == list(links):
-                return place
-        return None
+
+        def search() -> Location | None:
+            for place in self._locator.find_all(grain_key):
+                if self._read(place, grain_key)[1].links == list(links):
+                    return place
+            return None
+
+        return self._looking_again(search)
+
+    def _looking_again(self, search: Callable[[], T]) -> T:
+        """What `search` finds, also if somebody merges strata that it looks into."""
+        for _ in range(2):
+            try:
+                return search()
+            except ObjectMissing:
+                self._reload()
+        return search()
 
     def _is_readable(self, key: bytes) -> bool:
         """Whether a content that was recorded as damaged has been put again since."""
@@ -377,15 +391,15 @@ class Contents:
     def links(self, key: bytes) -> list[bytes]:
         """Union of the links of all grains of a key; raise `ContentNotFound`, and why a stratum cannot be searched."""
         grain_key = self._map.grain_key(key)
-        union: dict[bytes, None] = {}
-        found = False
-        for place in self._locator.find_all(grain_key):
-            found = True
-            union.update(dict.fromkeys(self._read(place, grain_key)[1].links))
+
+        def search() -> list[list[bytes]]:
+            return [self._read(place, grain_key)[1].links for place in self._locator.find_all(grain_key)]
+
+        found = self._looking_again(search)
         self._require_all_indexes()
         if not found:
             raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
-        return list(union)
+        return list(dict.fromkeys(link for links in found for link in links))
 
     def _read_any(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:
         """The grain at `place`, or, if that is damaged, another grain of the same key."""

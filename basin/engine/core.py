@@ -356,12 +356,12 @@ class Core:
             raise self.poisoned
         with self.commit_mutex:
             own = self._enqueue()
-            if own is None:
-                self.catch_up()
-            else:
+            if self._queue:  # Also if nothing waits: another thread that commits a batch may have queued our changes.
                 self._drain()
-                if own.error is not None:
-                    raise own.error
+            else:
+                self.catch_up()
+            if own is not None and own.error is not None:
+                raise own.error
             return self.state.position
 
     def _enqueue(self, batch: Pending | None = None) -> Pending | None:
@@ -749,6 +749,12 @@ class Core:
     def owns(self, identity: StratumId) -> bool:
         """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
         return self.locator.is_own(identity) or any(one.id == identity for one in self._unlogged)
+
+    def discard(self, writer: StratumWriter) -> None:
+        """Give up a stratum that no record names or will name, and its file."""
+        writer.abandon()
+        with contextlib.suppress(StorageError):  # Then the sweep does it.
+            self.delete_stratum(writer.kind, writer.id)
 
     def delete_stratum(self, kind: int, identity: StratumId) -> None:
         """Delete the file of a stratum that a record removed."""

@@ -162,7 +162,7 @@ def write_run(
             builder.add(columns)
         return builder.finish(ranges, after=after, through=through)
     except BaseException:
-        writer.abandon()
+        core.discard(writer)
         raise
 
 

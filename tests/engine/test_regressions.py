@@ -75,6 +75,15 @@ def test_changes_that_waited_in_one_group_keep_their_order(disk: SimulatedDisk) 
         assert (db[b"name"], other[b"name"]) == (b"second", b"second")
 
 
+def test_a_commit_covers_what_another_thread_queued_with_its_batch(disk: SimulatedDisk) -> None:
+    """Between queueing and committing its batch that thread may be kept waiting: nothing is durable yet."""
+    with open_on(disk) as other, open_on(disk) as db:
+        db.put(b"name", b"value")
+        db.core._enqueue(Pending())
+        db.commit()
+        assert other[b"name"] == b"value"
+
+
 def test_upkeep_that_found_a_lock_busy_is_tried_again(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_on(disk, memtable_size=1024) as db:
         append, busy_once = db.core.append, [True]
@@ -262,6 +271,37 @@ def test_threads_that_put_the_same_contents_leave_a_whole_index(
         assert db.blobs.put_many(contents) == db.blobs.put_many(contents)
     with open_on(disk, "r") as db:
         assert list(db.check()) == []
+
+
+def test_links_are_found_in_strata_that_others_merged(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_on(disk) as db:
+        target = db.blobs.put(b"target")
+        key = db.blobs.put(b"content", links=[target])
+    with open_on(disk, refresh_interval_s=3600.0) as reader:
+        reader.core.readers._readers.clear()
+        for number in range(8):
+            with open_on(disk) as db:
+                db.blobs.put(b"content %d" % number, links=[target])
+        assert len(reader.core.storage.list("meta")) < 9
+        assert reader.blobs.links(key) == [target]
+        assert reader.blobs.put(b"content", links=[target]) == key
+
+
+def test_an_upkeep_that_meets_damage_leaves_no_files(disk: SimulatedDisk) -> None:
+    for number in range(8):
+        with open_on(disk) as db:
+            db.blobs.put(b"content %d" % number * 20)
+    damaged = f"data/{SimulatedStorage(disk).list('data')[0]}"
+    content = bytearray(disk.kill_image().contents()[damaged])
+    content[200] ^= 1
+    image = disk.kill_image().with_content(damaged, bytes(content))
+    changed = SimulatedDisk.from_image(image)
+    for _ in range(3):
+        with open_on(changed) as db:
+            db.put(b"name", b"value")
+            db.commit()
+            assert db.core.upkeep_problems
+            assert {bytes.fromhex(name) for name in db.core.storage.list("data")} <= set(db.core.state.strata)
 
 
 def test_a_stratum_finished_before_a_lost_conflict_is_logged_afterwards(disk: SimulatedDisk) -> None:
