@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -120,9 +121,10 @@ class Database(Basin):
         the content keys in the order of the items.
         """
         ticket = self.ticket()
+        again = partial(_ingest, secret=self._secret)
         own = default_executor(self._secret, self._core.options.worker_count) if executor is None else None
         try:
-            reports = run_ingest(ticket, ingest, items, own or executor, progress)  # type: ignore[arg-type]  # one is set
+            reports = run_ingest(ticket, ingest, again, items, own or executor, progress)  # type: ignore[arg-type]  # one is set
         finally:
             if own is not None:
                 own.shutdown()
@@ -222,7 +224,10 @@ def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
 
     Opens the basin with a secret from the source that the ticket names.
     """
-    secret = worker_secret(ticket)
+    return _ingest(ticket, items, worker_secret(ticket))
+
+
+def _ingest(ticket: Ticket, items: Iterable[Item], secret: Secret | None) -> Report:
     with open(ticket.url, "r", secret=secret, **{**ticket.options, "threads": 1}) as database:
         full_name = database._full
         return write_items(database.core, ticket.session, items, full_name)

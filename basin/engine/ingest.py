@@ -13,7 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -202,22 +202,32 @@ def default_executor(secret: Secret | None, workers: int) -> Executor:
 
 
 def run_ingest(
-    ticket: Ticket, work: Any, items: Iterable[Item], executor: Executor, progress: Any = None
+    ticket: Ticket, work: Any, again: Any, items: Iterable[Item], executor: Executor, progress: Any = None
 ) -> list[Report]:
-    """Spread items over an executor; a task whose worker was lost is done again, once, here."""
+    """Spread items over an executor; a task whose worker was lost is done `again`, once, here."""
     reports: list[Report] = []
-    futures = [(batch, executor.submit(work, ticket, batch)) for batch in _batches(items)]
+    futures = [(batch, _submitted(executor, work, ticket, batch)) for batch in _batches(items)]
     for batch, future in futures:
         try:
             report = future.result()
         except (InvalidArgument, CorruptionError):
             raise
         except Exception:  # noqa: BLE001  # whatever an executor raises when it loses a worker
-            report = work(ticket, batch)
+            report = again(ticket, batch)
         reports.append(report)
         if progress is not None:
             progress(report.bytes_in)
     return reports
+
+
+def _submitted(executor: Executor, work: Any, ticket: Ticket, batch: list[Item]) -> Future[Report]:
+    """The task; one that failed already if the executor has lost its workers."""
+    try:
+        return executor.submit(work, ticket, batch)
+    except Exception as error:  # noqa: BLE001  # whatever an executor raises when it has lost a worker
+        failed: Future[Report] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def content_keys(reports: Iterable[Report]) -> list[ContentKey]:

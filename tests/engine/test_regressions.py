@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,28 @@ def test_a_report_whose_adoption_met_a_busy_lock_is_adopted_later(tmp_path: Path
             db.adopt([report])
         db.adopt([report])
         assert db.blobs[next(iter(db.blobs))] == b"content" * 100
+
+
+class LostWorkers(Executor):
+    """Takes one task, and has lost its workers when it should give the result or take another."""
+
+    tasks = 0
+
+    def submit(self, work: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        self.tasks += 1
+        if self.tasks > 1:
+            raise BrokenExecutor
+        future: Future[Any] = Future()
+        future.set_exception(BrokenExecutor())
+        return future
+
+
+def test_what_lost_workers_should_have_ingested_is_ingested_here(tmp_path: Path) -> None:
+    """Also with a secret that no other process finds."""
+    items = [b"item %d" % number for number in range(300)]
+    with basin.open(tmp_path / "basin", secret=basin.Secret.generate()) as db:
+        keys = db.ingest(items, executor=LostWorkers())
+        assert db.blobs.get_many(keys) == items
 
 
 # --- strata ---------------------------------------------------------------------------------------------------------
