@@ -132,6 +132,7 @@ class BatchScope(Scope):
     def _require_unfinished(self) -> None:
         if self.finished:
             raise BasinClosed("this batch or transaction is over")
+        self.core.require_open()
 
     def commit(self) -> int:
         """Commit all changes; returns their log position (0 if there were none)."""

@@ -138,8 +138,14 @@ class BasinMachine(RuleBasedStateMachine):
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
-    @initialize(memtable_size=st.sampled_from([1024, 1024, 5000, 1 << 24]), threads=st.sampled_from([1, 2]))
-    def create(self, memtable_size: int, threads: int) -> None:
+    @initialize(
+        memtable_size=st.sampled_from([1024, 1024, 5000, 1 << 24]),
+        batch_size=st.sampled_from([200, 1 << 20]),
+        threads=st.sampled_from([1, 2]),
+    )
+    def create(self, memtable_size: int, batch_size: int, threads: int) -> None:
+        self.batch_size = mock.patch("basin.engine.core.BATCH_INLINE_MAX", batch_size)  # Larger ones become runs.
+        self.batch_size.start()
         self.options = {
             "inline_max": INLINE_MAX,
             "part_max": 2 * PART_SIZE,
@@ -181,7 +187,7 @@ class BasinMachine(RuleBasedStateMachine):
                     self.compare_all(reader, Scope(self.store, lambda: self.store.rows, self.now_ms, set()))
                     assert [finding for finding in reader.check() if finding.severity == "damage"] == []
         finally:
-            self.clock.stop()
+            mock.patch.stopall()
 
     def close_scopes(self, handle: Handle) -> None:
         """Scopes end with their handle."""
