@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,8 @@ from blake3 import blake3
 
 import basin
 from basin.api import DatabaseView
-from tests.engine.kill_worker import NAMES, content, value
+from basin.errors import ContentNotFound
+from tests.engine.kill_worker import NAMES, content, value, work
 from tests.source_tree import ROOT
 
 WORKERS = 3
@@ -189,3 +190,33 @@ def test_no_acknowledged_commit_is_lost_to_a_kill(
         assert [finding for finding in db.check() if finding.severity != "info"] == []
         assert len(db.core.state.sessions) == 1
     print(f"{killed} kills, {sum(map(len, acknowledged))} acknowledged commits")  # for the report
+
+
+def test_a_loss_would_be_seen(tmp_path: Path, journals: list[Journal], rng: random.Random) -> None:
+    """The check itself: every kind of loss raises."""
+
+    def seen(damage: Callable[[basin.Database], object], **journal: str) -> bool:
+        folder = tmp_path / f"basin-{rng.randrange(1 << 40)}"
+        with basin.open(folder, "x", profile="open", part_max=4096, part_size=1024) as db:
+            for step in range(1, 8):
+                work(db, 0, step)
+            lines = "".join(f"begin {step}\ndone {step}\n" for step in range(1, 8))
+            journals[0].path.write_text(journal.get("lines", lines), encoding="ascii")
+            damage(db)
+            acknowledged = [journal.acknowledged() for journal in journals]
+            try:
+                check(db, journals, acknowledged, rng)
+            except (AssertionError, ContentNotFound):
+                return True
+            return False
+
+    assert not seen(lambda _: None)
+    assert not seen(lambda _: None, lines="".join(f"begin {step}\n" for step in range(1, 8)))  # All unacknowledged.
+    assert seen(lambda db: db.delete(b"0/3"))
+    assert seen(lambda db: db.put(b"0/3", value(0, 6, 3)))
+    assert seen(lambda db: db.delete_range(b"0/", b"00"))
+    assert seen(lambda db: db.put(b"shared", b"1"))
+    assert seen(lambda db: db.blobs.delete(basin.ContentKey(journals[0].root(3))))
+    assert seen(lambda db: db.blobs.put(b"nobody put this"))
+    assert seen(lambda _: None, lines="".join(f"begin {step}\ndone {step}\n" for step in range(1, 9)))
+    assert seen(lambda _: None, lines="".join(f"begin {step}\ndone {step}\n" for step in range(1, 7)))
