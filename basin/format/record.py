@@ -384,6 +384,13 @@ def unsigned(value: Any) -> int:
     return value
 
 
+def generation_number(value: Any) -> int:
+    """A key generation, which has 32 bits in every header, out of decoded MessagePack, or `ValueError`."""
+    if unsigned(value) >> 32:
+        raise ValueError("not a key generation")
+    return int(value)
+
+
 def plain_bytes(value: Any) -> bytes:
     """Bytes out of decoded MessagePack, or `ValueError`."""
     if type(value) is not bytes:
@@ -454,7 +461,7 @@ def stratum_added(value: Any) -> StratumAdded:
         numbers[2],
         numbers[3],
         plain_bytes(digest),
-        unsigned(generation),
+        generation_number(generation),
         unsigned(session),
     )
 
@@ -501,7 +508,7 @@ _DECODERS: Final[dict[str, Any]] = {
     "expire_through_ms": unsigned,
     "slots_added": _pairs(Slot, plain_text, plain_bytes),
     "slots_removed": lambda values: [plain_text(value) for value in values],
-    "generation": unsigned,
+    "generation": generation_number,
     "damaged": _bytes_list,
 }
 

@@ -93,7 +93,7 @@ RECORDS = st.builds(
     time_ms=U64,
     batches=st.lists(batches(), max_size=3),
     strata_added=st.lists(
-        st.builds(StratumAdded, IDS, st.integers(1, 3), st.integers(1, 3), U64, U64, KEYS, U64, U64), max_size=2
+        st.builds(StratumAdded, IDS, st.integers(1, 3), st.integers(1, 3), U64, U64, KEYS, U32, U64), max_size=2
     ),
     strata_removed=st.lists(IDS, max_size=2),
     relied=st.lists(IDS, max_size=2),
@@ -113,7 +113,7 @@ RECORDS = st.builds(
     expire_through_ms=U64,
     slots_added=st.lists(st.builds(Slot, st.text(max_size=16), KEYS), max_size=2),
     slots_removed=st.lists(st.text(max_size=16), max_size=2),
-    generation=U64,
+    generation=U32,
     damaged=st.lists(KEYS, max_size=2),
 )
 PLAIN = Record(session=1, sequence=2, previous=KEY, time_ms=3)
@@ -233,6 +233,7 @@ def stratum_with(column: int, value: Any) -> dict[str, Any]:
         {"k-": [b"bytes"]},
         {"dmg": b"bytes"},
         {"f": "1"},
+        {"g": 1 << 32},
     ],
     ids=str,
 )
