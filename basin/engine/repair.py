@@ -71,9 +71,9 @@ def _repair_index_runs(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     if bad and not dry_run:
         removed = [run.id for run in bad]
         present = [identity for identity in removed if identity in core.state.strata]
-        core.append(lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_removed=removed, strata_removed=present))
-        for identity in removed:
-            core.delete_stratum(StratumKind.INDEX, identity)
+        if core.append(lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_removed=removed, strata_removed=present)):
+            for identity in removed:
+                core.delete_stratum(StratumKind.INDEX, identity)
 
 
 def _index_run_problem(core: Core, run: IndexRun) -> str:
@@ -172,7 +172,10 @@ def _repair_names(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
         if not blocks:
             yield RepairAction("names", name, "nothing of this run can be read: restore the file from a copy")
             continue
-        detail = f"keep {sum(len(block.names) for block in blocks)} of {reader.run.entries} entries"
+        kept = sum(len(block.names) for block in blocks)
+        detail = f"keep {kept} of {reader.run.entries} entries; names in lost blocks may show older values again"
+        if isinstance(reader, BrokenRun):
+            detail += ", and so may names that a range deletion of this run covered"
         yield RepairAction("names", name, detail, not dry_run)
         if not dry_run:
             _rewrite_run(core, reader, blocks)
