@@ -424,8 +424,10 @@ class Basin(Names):
 
     def log(self, start: Position = 0, stop: Position | None = None) -> Iterator[LogEntry]:
         """The records from `start` (inclusive) to `stop` (exclusive), oldest first; `start` 0: the oldest kept."""
-        floor = self._core.state.floor
-        for entry in self._entries(max(start - 1, floor, 0) if start else max(0, floor - 1)):
+        core = self._core
+        if core.writable and core.poisoned is None:
+            core.commit_pending()  # Before the floor is read: upkeep after a commit may raise it.
+        for entry in self._entries(max(start, core.state.floor, 1) - 1):
             if stop is not None and entry.position >= stop:
                 return
             yield LogEntry(

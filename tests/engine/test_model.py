@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 import basin
 from basin.api import Database, open_storage
 from basin.engine.basin import View
+from basin.engine.compaction import flush
 from basin.engine.keyspace import NameMap
 from basin.errors import BasinError, Conflict, PositionGone
 from basin.layers.blobs import Blobs
@@ -43,10 +44,9 @@ PART_SIZE = 64
 KEYSPACES = {"plain": ("bytes", "bytes"), "numbers": ("u64", "bytes"), "tuples": ("tuple", "json")}
 VIEWS_MAX = 3
 
-bytes_names = st.one_of(
-    st.sampled_from([b"", b"a", b"a\0", b"a\0b", b"aa", b"ab", b"b", b"b\xff", b"b\xff\xff", b"c", b"\xff"]),
-    st.integers(0, 30).map(lambda number: b"name/%03d" % number),
-)
+ALL_NAMES = [b"", b"a", b"a\0", b"a\0b", b"aa", b"ab", b"b", b"b\xff", b"b\xff\xff", b"c", b"\xff"]
+ALL_NAMES += [b"name/%03d" % number for number in range(15)]
+bytes_names = st.sampled_from(ALL_NAMES)
 elements = st.sampled_from([None, False, True, -300, -1, 0, 1, 255, 256, -0.5, 2.25, b"", b"a\0", "", "a", "a\0b", "é"])
 names_of = {
     "bytes": bytes_names,
@@ -106,6 +106,7 @@ class Open:
         self.handle = handle
         self.engine: Any = database.transaction() if transaction else database.batch()
         self.since = 0
+        self.position = database.core.state.position
         if transaction:
             handle.commit(machine)
             rows, now_ms = machine.store.rows, machine.now_ms()
@@ -141,9 +142,10 @@ class BasinMachine(RuleBasedStateMachine):
     @initialize(
         memtable_size=st.sampled_from([1024, 1024, 5000, 1 << 24]),
         batch_size=st.sampled_from([200, 1 << 20]),
+        history_s=st.sampled_from([0.0, 3600.0]),
         threads=st.sampled_from([1, 2]),
     )
-    def create(self, memtable_size: int, batch_size: int, threads: int) -> None:
+    def create(self, memtable_size: int, batch_size: int, history_s: float, threads: int) -> None:
         self.batch_size = mock.patch("basin.engine.core.BATCH_INLINE_MAX", batch_size)  # Larger ones become runs.
         self.batch_size.start()
         self.options = {
@@ -151,6 +153,7 @@ class BasinMachine(RuleBasedStateMachine):
             "part_max": 2 * PART_SIZE,
             "part_size": PART_SIZE,
             "memtable_size": memtable_size,
+            "history_s": history_s,
             "stratum_size": 4096,
             "sync_interval_s": 3600.0,
             "refresh_interval_s": 0.0,
@@ -496,9 +499,13 @@ class BasinMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tx is not None)
     @rule(abort=st.integers(0, 3))
     def end_transaction(self, abort: int) -> None:
+        self.finish_transaction(abort=abort == 0)
+
+    def finish_transaction(self, *, abort: bool) -> None:
+        """It must be committed, or must conflict, or may do either."""
         opened, self.tx = self.tx, None
         assert opened is not None
-        if abort == 0:
+        if abort:
             with pytest.raises(ZeroDivisionError), opened.engine:
                 raise ZeroDivisionError
             return
@@ -506,6 +513,8 @@ class BasinMachine(RuleBasedStateMachine):
         if dirty:
             opened.handle.commit(self)  # Pending changes of the handle are logged first, then this is judged.
         must, may = opened.scope.conflicts(opened.since)
+        opened.handle.database.refresh()
+        may = may or opened.handle.database.core.state.floor > opened.position  # Too old to be judged.
         try:
             with opened.engine:
                 pass
@@ -516,6 +525,51 @@ class BasinMachine(RuleBasedStateMachine):
             assert not (dirty and must)
             self.commit_scope(opened)
         self.note()
+
+    @rule(
+        space=st.sampled_from(["", "plain", "tuples"]),
+        read=st.sampled_from(["get", "scan", "prefix", "reverse", "limit", "len"]),
+        change=st.sampled_from(["put", "delete", "delete_range", "clear", "many"]),
+        flushed=st.booleans(),
+        data=st.data(),
+    )
+    def race(self, space: str, read: str, change: str, flushed: bool, data: st.DataObject) -> None:
+        """A transaction reads and writes, and the other handle commits a change before it does."""
+        if self.tx is not None:
+            return
+        self.sides("b", space)
+        self.tx = Open(self, self.handles[0], transaction=True)
+        some = names_of[KEYSPACES[space][0] if space else "bytes"]
+        name = data.draw(some)
+        reads: dict[str, Callable[[Any], Any]] = {
+            "get": lambda one: one.get(name),
+            "scan": lambda one: list(one.scan(start=name)),
+            "prefix": lambda one: list(one.scan(prefix=name)),
+            "reverse": lambda one: list(one.scan(stop=name, reverse=True)),
+            "limit": lambda one: list(one.scan(limit=2)),
+            "len": len,
+        }
+        names, model = self.sides("tx", space)
+        self.both(lambda: reads[read](names), lambda: reads[read](model))
+        result, result_model = self.sides("tx", "numbers")
+        self.both(lambda: result.put(7, b"result"), lambda: result_model.put(7, b"result"))
+        other, start, stop = data.draw(some), data.draw(some), data.draw(some)
+        value: Any = data.draw(json_values if model.codec == "json" else bytes_values)
+        changes: dict[str, Callable[[Any], Any]] = {
+            "put": lambda one: one.put(other, value),
+            "delete": lambda one: one.delete(other),
+            "delete_range": lambda one: one.delete_range(start, stop),
+            "clear": lambda one: one.clear(),
+            "many": lambda one: one.put_many([(other, value), (start, value), (stop, value)]),
+        }
+        names, model = self.sides("b", space)
+        self.both(lambda: changes[change](names), lambda: changes[change](model))
+        self.handles[1].database.commit()
+        self.handles[1].commit(self)
+        if flushed:
+            flush(self.handles[1].database.core)
+        self.note()
+        self.finish_transaction(abort=False)
 
     @covers("run")
     @rule(who=handles, name=bytes_names)
@@ -682,9 +736,17 @@ class BasinMachine(RuleBasedStateMachine):
 
     @invariant()
     def names_are_those_of_the_model(self) -> None:
-        if self.handles:
-            handle = self.handles[0]
-            assert list(handle.database.scan()) == Keyspace(handle.scope).scan()
+        """Scanned and looked up: those are two ways through the engine."""
+        if not self.handles:
+            return
+        places: list[tuple[Any, Scope]] = [(self.handles[0].database, self.handles[0].scope)]
+        if self.batch is not None:
+            places.append((self.batch.engine, self.batch.scope))
+        for engine, scope in places:
+            model = Keyspace(scope)
+            wanted = dict(model.scan())
+            assert dict(engine.scan()) == wanted
+            assert engine.get_many(ALL_NAMES) == [wanted.get(name) for name in ALL_NAMES]
 
 
 class OpenMachine(BasinMachine):

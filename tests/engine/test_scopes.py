@@ -440,6 +440,9 @@ def test_the_past_is_gone_below_the_floor(open_basin: Open, clock: Clock) -> Non
             call()
         assert caught.value.fields == {"position": first, "floor": floor}
     assert db.at(floor)[b"a"] != b"old"
+    assert next(iter(db.log())).position == db.core.state.floor
+    assert [entry.position for entry in db.log(floor, floor + 1)] == [floor]
+    assert [entry.position for entry in db.log(1, floor + 1)] == [floor]
     assert len(list(db.changes(since=floor))) > 2
 
 
