@@ -22,7 +22,7 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 from basin.engine.memtable import Memtable, Row
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.errors import BasinError, CorruptionError
-from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, StratumKind
+from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, Kind, StratumKind
 from basin.format.names import Block, NamesDirectory, PackedBlock, decode_block, decode_directory
 from basin.format.record import NameRun
 
@@ -79,7 +79,9 @@ class RunReader:
         self.run = run
         self._reader = reader
         self._cache = cache
-        self._directory = decode_directory(self._content(run.directory_offset, run.directory_length))
+        self._directory = decode_directory(
+            self._content(run.directory_offset, run.directory_length, Kind.NAMES_DIRECTORY)
+        )
         version = run.version
         self.ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self.directory.ranges]
 
@@ -88,20 +90,22 @@ class RunReader:
         """Where the blocks lie."""
         return self._directory
 
-    def _content(self, offset: int, length: int) -> bytes:
+    def _content(self, offset: int, length: int, expected: Kind) -> bytes:
         grain = self._reader.read_raw(offset, length)
         if len(grain) < GRAIN_HEADER_SIZE:
-            raise CorruptionError(f"{self._reader.name}: a block is cut short", object=self._reader.name, offset=offset)
-        return self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])[1].content
+            raise self._reader.damage(offset, "a block of names is cut short")
+        kind, payload = self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
+        if kind != expected:
+            raise self._reader.damage(offset, "another grain stands where names belong")
+        return payload.content
 
     def block(self, number: int, *, keep: bool = True) -> Block:
         """A decoded block; one read and one decryption unless cached."""
         block = self._cache.decoded.get(self.run.id, number)
         if block is None:
-            offset, length = self.directory.offsets[number], self.directory.lengths[number]
-            payload = self._content(offset, length)
-            with self._named(offset):
-                block = decode_block(payload)
+            with self._named(self.directory.offsets[number]):
+                block = decode_block(self._block_payload(number))
+                self._require_first(number, block.names[0])
             if self.run.version:
                 block.version, block.versions = self.run.version, None
             if keep:
@@ -123,14 +127,21 @@ class RunReader:
         """A block to search for one name; one read and one decryption unless cached."""
         block = self._cache.packed.get(self.run.id, number)
         if block is None:
-            offset = self._directory.offsets[number]
-            payload = self._content(offset, self._directory.lengths[number])
-            with self._named(offset):
-                block = PackedBlock(payload)
+            with self._named(self._directory.offsets[number]):
+                block = PackedBlock(self._block_payload(number))
+                self._require_first(number, block.first)
             if self.run.version:
                 block.set_version(self.run.version)
             self._cache.packed.put(self.run.id, number, block)
         return block
+
+    def _block_payload(self, number: int) -> bytes:
+        return self._content(self._directory.offsets[number], self._directory.lengths[number], Kind.NAMES_BLOCK)
+
+    def _require_first(self, number: int, first: bytes) -> None:
+        """In an open basin no seal binds a block to its place: whole blocks that were swapped pass their checksums."""
+        if first != self._directory.firsts[number]:
+            raise CorruptionError("another block of names stands where the directory points")
 
     @contextlib.contextmanager
     def _named(self, offset: int) -> Iterator[None]:
@@ -138,6 +149,8 @@ class RunReader:
         try:
             yield
         except CorruptionError as error:
+            if error.fields:
+                raise
             name = self._reader.name
             raise type(error)(f"{name} at byte {offset}: {error.message}", object=name, offset=offset) from error
 

@@ -199,6 +199,11 @@ class PackedBlock:
         self._value_starts = _starts(lengths[count:], at + names_size, values_size)
 
     @property
+    def first(self) -> bytes:
+        """The first name."""
+        return self.payload[self._name_starts[0] : self._name_starts[1]]
+
+    @property
     def memory_size(self) -> int:
         """Bytes of memory, for the cache."""
         return len(self.payload) + 8 * len(self._name_starts) + 200
