@@ -171,7 +171,7 @@ class Story:
         """Raise `AssertionError` unless the basin holds what the last acknowledged commit left, or the next one."""
         self.checks += 1
         valid = [secret for since, secret in self.secrets if since <= acknowledged]
-        # Readers repair nothing, so they must find everything as it is. Where nothing was acknowledged, there may be none.
+        # Readers repair nothing: they must find everything as it is. Where nothing was acknowledged, there may be none.
         mode: Mode = "r" if acknowledged and self.checks % 4 == 0 else "c"
         database = open_on(storage, valid[self.checks % len(valid)], mode, **self.options)
         self.compare(database, acknowledged)
