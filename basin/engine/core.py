@@ -411,10 +411,16 @@ class Core:
     def commit(self, pending: Pending) -> Position:
         """Commit one batch, durably, together with those of other threads. Raises `Conflict` if its check does."""
         self.require_writable()
-        own = self._enqueue(pending)
-        with self.commit_mutex:
-            if not pending.done:
-                self._drain()
+        try:
+            own = self._enqueue(pending)
+            with self.commit_mutex:
+                if not pending.done:
+                    self._drain()
+        except BaseException:
+            # An interrupt before its turn: a batch that raised is not committed later on.
+            with self.commit_mutex, self._pending_mutex, contextlib.suppress(ValueError):
+                self._queue.remove(pending)
+            raise
         for one in (own, pending):
             if one is not None and one.error is not None:
                 raise one.error
@@ -858,7 +864,8 @@ def _batch_size(batch: Batch) -> int:
 
 
 def _frees_space(record: Record) -> bool:
-    """Whether a record only deletes: then it may use the space that was held back."""
-    return not record.strata_added and all(
-        not (batch.names or batch.reference_names or batch.run) for batch in record.batches
-    )
+    """Whether a record only deletes, ends or replaces what is there: then it may use the space that was held back."""
+    if any(batch.names or batch.reference_names or batch.run for batch in record.batches):
+        return False
+    replaces = record.strata_removed or record.sessions_revoked or record.sessions_ended
+    return not record.strata_added or bool(replaces or (record.name_runs_added and not record.batches))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from basin.errors import BasinError
 from tests.engine.crash_scripts import SCRIPTS
 from tests.engine.sabotage import SABOTAGES
 
@@ -22,7 +23,7 @@ def test_the_explorer_notices_that(name: str, monkeypatch: pytest.MonkeyPatch) -
         sabotage.apply(patch)
         try:
             report, _ = SCRIPTS[sabotage.script].explore(AIM)
-        except AssertionError as noticed:  # by the script itself, before any crash
+        except (AssertionError, BasinError) as noticed:  # by the script itself, before any crash
             print(f"{name}: {noticed}")
             return
     print(f"{name}: {len(report.bad)} bad of {report.checked:,} states\n{report.bad and report.bad[0].error}")

@@ -29,7 +29,7 @@ from tests.engine.crash_story import SECRET, Expected, Story, open_on, prepared,
 
 OPTIONS: Final[dict[str, Any]] = {"stratum_size": 4096}
 AFTERWARDS: Final = Bounds(sectors=2, positions=2, versions=1, sizes=4, file_states=8, entries=2, states=12)
-POWER_CUTS: Final = 6
+POWER_CUTS: Final = 4
 Step = Callable[[Story, Database], None]
 
 
@@ -180,7 +180,7 @@ def test_a_kill_at_any_storage_call_loses_nothing(fault: Fault, beginning: tuple
 # --- an interrupt ---------------------------------------------------------------------------------------------------
 
 ENGINE: Final = str(Path(basin.__file__).parent)
-INTERRUPTS: Final = 250
+INTERRUPTS: Final = 200
 
 
 class Interrupter:
