@@ -37,7 +37,7 @@ from basin.terms import ContentKey, Ref
 from basin.testing.crash import crash_states
 from basin.testing.disk import SimulatedDisk
 from basin.testing.simulated import SimulatedStorage
-from tests.engine.model import INLINE_MAX, Contents, Keyspace, Registry, Scope, Store, Version, content_key
+from tests.engine.model import INLINE_MAX, Contents, Keyspace, Registry, Scope, Store, Version, content_key, sort_key
 
 SECRET = basin.Secret.generate()
 PART_SIZE = 64
@@ -398,6 +398,34 @@ class BasinMachine(RuleBasedStateMachine):
         bounds = st.one_of(st.none(), names_of[model.order])
         start, stop = data.draw(bounds), data.draw(names_of[model.order])
         self.both(lambda: names.delete_range(start, stop), lambda: model.delete_range(start, stop))
+
+    @rule(
+        place=places,
+        space=st.sampled_from(["", "", "tuples"]),
+        kinds=st.lists(st.sampled_from(["put", "delete", "range", "many"]), min_size=2, max_size=5),
+        commit=st.booleans(),
+        data=st.data(),
+    )
+    def burst(self, place: str, space: str, kinds: list[str], commit: bool, data: st.DataObject) -> None:
+        """Changes of the same few names, one after the other, in one batch."""
+        names, model = self.sides(place, space)
+        _, scope, handle = self.opened(place)
+        few = data.draw(st.lists(names_of[model.order], min_size=2, max_size=3))
+        few.sort(key=lambda name: sort_key(model.order, name))
+        for kind in kinds:
+            name, value = data.draw(st.sampled_from(few)), self.pair(data, model)[1]
+            changes: dict[str, Callable[[Any], Any]] = {
+                "put": lambda one: one.put(name, value),  # noqa: B023  # called at once
+                "delete": lambda one: one.delete(name),  # noqa: B023
+                "range": lambda one: one.delete_range(few[0], few[-1]),
+                "many": lambda one: one.put_many([(name, value) for name in few]),  # noqa: B023
+            }
+            self.both(lambda: changes[kind](names), lambda: changes[kind](model))  # noqa: B023
+        if commit and scope is handle.scope:
+            handle.database.commit()
+            handle.commit(self)
+            self.note()
+        self.both(lambda: names.get_many(few), lambda: model.get_many(few))
 
     @covers("scan", "__iter__", "__len__", "__bool__", "keys", "values", "items")
     @rule(
