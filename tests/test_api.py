@@ -309,6 +309,29 @@ def test_keyspaces_are_apart_and_keep_their_codecs(folder: Path) -> None:
             db.keyspace("new")
 
 
+def test_a_prefix_of_tuples_ends_with_an_element(folder: Path) -> None:
+    with basin.open(folder, profile="open") as db:
+        space = db.keyspace("space", order="tuple")
+        names = [
+            ("a",),
+            ("a", None),
+            ("a", "b", 1),
+            ("a\0",),
+            ("a\0b", 1),
+            ("ab",),
+            (b"a",),
+            (b"a\0",),
+            (1,),
+            (1, 2),
+            (256,),
+        ]
+        space.update(dict.fromkeys(names, b"v"))
+        for prefix in [("a",), ("a", "b"), (b"a",), (1,), (), ("a\0",)]:
+            wanted = {name for name in names if name[: len(prefix)] == prefix}
+            assert set(space.scan(prefix=prefix, keys_only=True)) == wanted
+            assert set(space.scan(prefix=prefix, keys_only=True, reverse=True)) == wanted
+
+
 def test_a_dropped_keyspace_comes_back_empty(folder: Path) -> None:
     with basin.open(folder, profile="open") as db:
         db.keyspace("a")["name"] = b"1"
