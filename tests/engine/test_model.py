@@ -141,7 +141,7 @@ class BasinMachine(RuleBasedStateMachine):
 
     @initialize(
         memtable_size=st.sampled_from([1024, 1024, 5000, 1 << 24]),
-        batch_size=st.sampled_from([200, 1 << 20]),
+        batch_size=st.sampled_from([40, 1 << 20]),
         history_s=st.sampled_from([0.0, 3600.0]),
         threads=st.sampled_from([1, 2]),
     )
