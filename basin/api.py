@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
 from basin.engine.core import Core
@@ -241,15 +241,23 @@ def _storage_of(
         raise InvalidArgument(f"a basin is opened by a path or URL, not {url!r}")
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme == "file":
-        text = text.removeprefix("file://")
+        text = unquote(text.removeprefix("file://"))
     elif scheme:
         raise InvalidArgument(f"no storage for {scheme}:// yet; this version keeps basins on local disks", url=text)
     if storage_options:
         raise InvalidArgument("a basin on a local disk takes no storage_options")
     path = Path(text)
-    if not create and not path.is_dir():
+    if not create and not _may_be_folder(path):
         raise NotABasin(f"{text} is not a basin: there is no such folder", url=text)
     return LocalStorage(path, create=create), text
+
+
+def _may_be_folder(path: Path) -> bool:
+    """False for what is certainly no folder; of what cannot be looked at, the storage says why."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def _create(storage: Storage, url: str, secret: Secret | None, profile: str | None, options: Options) -> bytes:

@@ -8,8 +8,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_wrong_urls(url: Any) -> None:
         basin.open(url, profile="open")
 
 
-def test_a_file_url_and_a_path_are_the_same(folder: Path) -> None:
+def test_a_file_url_and_a_path_are_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "a name with spaces and é"
     basin.open(folder.as_uri(), profile="open").close()
     with basin.open(str(folder), "r") as db:
         assert len(db) == 0
@@ -214,18 +216,46 @@ except basin.errors.ReadOnly as error:
 """
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may look into; those of pytest are its user's own."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @pytest.mark.root
-def test_a_reader_needs_no_permission_to_write(folder: Path) -> None:
+def test_a_reader_needs_no_permission_to_write(public: Path) -> None:
+    folder = public / "basin"
     with basin.open(folder, profile="open") as db:
         db["a"] = b"1"
         db.blobs.put(b"content" * 1000)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    for path in [path for path in folder.parents if path.name.startswith(("pytest-", "test_"))]:
-        path.chmod(0o755)
     command = [sys.executable, "-c", NOBODY, str(folder)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout == "True 1 1\n", done.stderr
+
+
+HIDDEN = """
+import os, sys, basin
+with basin.open(sys.argv[1], "r"):
+    os.setuid(65534)
+for mode in "rwc":
+    try:
+        basin.open(sys.argv[1], mode, profile="open")
+    except (basin.errors.StorageError, basin.errors.ReadOnly) as error:
+        print(sys.argv[1] in str(error))
+"""
+
+
+@pytest.mark.root
+def test_a_folder_that_cannot_be_looked_into(public: Path) -> None:
+    (public / "hidden").mkdir(0o700)
+    basin.open(public / "hidden" / "basin", profile="open").close()
+    command = [sys.executable, "-c", HIDDEN, str(public / "hidden" / "basin")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "True\n" * 3, done.stderr
 
 
 def test_a_rolled_back_basin_is_detected(folder: Path, tmp_path: Path) -> None:
