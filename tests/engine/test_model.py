@@ -416,11 +416,11 @@ class BasinMachine(RuleBasedStateMachine):
             name, value = data.draw(st.sampled_from(few)), self.pair(data, model)[1]
             changes: dict[str, Callable[[Any], Any]] = {
                 "put": lambda one: one.put(name, value),  # noqa: B023  # called at once
-                "delete": lambda one: one.delete(name),  # noqa: B023
+                "delete": lambda one: one.delete(name),  # noqa: B023  # called at once
                 "range": lambda one: one.delete_range(few[0], few[-1]),
-                "many": lambda one: one.put_many([(name, value) for name in few]),  # noqa: B023
+                "many": lambda one: one.put_many([(name, value) for name in few]),  # noqa: B023  # called at once
             }
-            self.both(lambda: changes[kind](names), lambda: changes[kind](model))  # noqa: B023
+            self.both(lambda: changes[kind](names), lambda: changes[kind](model))  # noqa: B023  # called at once
         if commit and scope is handle.scope:
             handle.database.commit()
             handle.commit(self)
