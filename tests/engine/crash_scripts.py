@@ -90,6 +90,8 @@ def _go_on(story: Story) -> None:
     with story.open() as database:
         story.put(database, {b"go": b"on"}, scattered("went on", 100))
         story.put(database, {b"go": b"further"})
+        story.delete(database, b"go")
+        story.put(database, {}, scattered("went on", 100), scattered("the end", 2000))
 
 
 def _names(label: str, count: int, size: int = 20) -> dict[bytes, bytes]:
