@@ -469,13 +469,14 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
 
 
 def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
-    """Names whose content lies in a stratum, at most 100."""
+    """Names whose content lies in a stratum, at most 100; where its own index is lost, all that lie nowhere else."""
     names: list[bytes] = []
     core = walk.core
     try:
         for name, key in _references(core):
             place = core.locator.find(core.keyring.grain_keys.grain_key(key))
-            if place is not None and place.stratum == identity and len(names) < NAMES_LISTED_MAX:
+            inside = identity in core.locator.broken if place is None else place.stratum == identity
+            if inside and len(names) < NAMES_LISTED_MAX:
                 names += user_name(name)
     except (CorruptionError, StorageError, ContentNotFound, ObjectMissing):
         pass  # As above.
