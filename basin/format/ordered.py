@@ -141,7 +141,7 @@ def _decode_content(data: bytes, at: int) -> tuple[bytes, int]:
     """Bytes up to their end mark, and the offset behind it."""
     pieces = []
     while True:
-        end = data.index(b"\0", at) if b"\0" in data[at:] else -1
+        end = data.find(b"\0", at)
         if end < 0:
             raise IndexError("bytes are cut short")
         pieces.append(data[at:end])
