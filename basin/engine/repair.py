@@ -21,7 +21,7 @@ from basin.engine.reader import StratumReader
 from basin.engine.recovery import stored_strata, sweep
 from basin.engine.runs import Columns, write_run
 from basin.engine.state import ACTIVE, EMPTY_HASH, Stratum
-from basin.engine.verify import scan_places
+from basin.engine.verify import index_rows, scan_places
 from basin.engine.writer import stratum_name
 from basin.errors import CorruptionError, StorageError
 from basin.format.index import IndexEntry, entries_of
@@ -82,7 +82,7 @@ def _index_run_problem(core: Core, run: IndexRun) -> str:
     try:
         reader = StratumReader(core.storage, core.keyring, StratumKind.INDEX, run.id)
         index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
-        for key, offset, length, stratum in _entries(index):
+        for key, offset, length, stratum in index_rows(index):
             listed.setdefault(stratum, set()).add((key, offset, length))
     except (CorruptionError, StorageError) as error:
         return str(error)
@@ -91,13 +91,6 @@ def _index_run_problem(core: Core, run: IndexRun) -> str:
         if known is not None and not _places_of(core, known) <= listed.get(identity, set()):
             return f"grains of {identity} are missing from it"
     return ""
-
-
-def _entries(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
-    strata = index.directory.strata
-    for number in range(index.directory.page_count):
-        for key, offset, length, stratum, _, _ in index.rows(number):
-            yield key, offset, length, strata[stratum]
 
 
 def _places_of(core: Core, known: Stratum) -> set[tuple[bytes, int, int]]:
@@ -154,7 +147,7 @@ def _own_entries(core: Core, known: Stratum) -> set[tuple[bytes, int, int]] | No
     try:
         reader = StratumReader(core.storage, core.keyring, known.added.kind, known.added.id)
         index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
-        return {(key, offset, length) for key, offset, length, _ in _entries(index)}
+        return {(key, offset, length) for key, offset, length, _ in index_rows(index)}
     except (CorruptionError, StorageError, IndexError):
         return None
 

@@ -197,7 +197,7 @@ def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> I
     if added.status not in (ACTIVE, CUT):
         try:
             index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
-            rows = list(_rows(index))
+            rows = list(index_rows(index))
         except (CorruptionError, StorageError) as error:
             yield _finding("index", reader.name, error, readable="every grain, after `basin repair`")
             index, rows = None, []
@@ -209,7 +209,7 @@ def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> I
         yield from _check_bytes(walk, known, reader, index)
 
 
-def _rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
+def index_rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
     """Every entry of an index, verified page by page: (key, offset, length, stratum)."""
     strata = index.directory.strata
     for number in range(index.directory.page_count):
@@ -278,7 +278,7 @@ def _grain_problem(
 
 def _compare_index(reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
     try:
-        listed = {(key, offset, length) for key, offset, length, _ in _rows(index)}
+        listed = {(key, offset, length) for key, offset, length, _ in index_rows(index)}
     except (CorruptionError, StorageError):
         return
     for key, offset, _ in sorted(places - listed):
@@ -301,7 +301,7 @@ def _keys_at(walk: _Walk, index: IndexReader | None, identity: StratumId, found:
     keys = []
     for one in indexes:
         try:
-            rows = list(_rows(one))
+            rows = list(index_rows(one))
         except (CorruptionError, StorageError):
             continue
         keys += [
@@ -324,7 +324,7 @@ def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
         listed: dict[StratumId, set[tuple[bytes, int, int]]] = {}
         try:
             reader = walk.core.readers.get(StratumKind.INDEX, run.id)
-            for key, offset, length, stratum in _rows(IndexReader(reader, reader.directory(), PageCache(1 << 20))):
+            for key, offset, length, stratum in index_rows(IndexReader(reader, reader.directory(), PageCache(1 << 20))):
                 counts[stratum] = counts.get(stratum, 0) + 1
                 if walk.read_data:
                     listed.setdefault(stratum, set()).add((key, offset, length))
