@@ -23,6 +23,8 @@ FUZZ_SECONDS_IN_TESTS = 60
 FUZZ_SECONDS_ALONE = 600
 SOAK_EFFORT = 20  # times the examples, kills and crash scripts of the ordinary test session
 CORES = 2  # the tests are laid out for a small machine; more workers gain little, because a few tests are long
+SPREAD = ("-n", str(CORES), "--maxschedchunk", "4")
+"""Small portions: a worker that gets a few long tests must not hold many short ones back."""
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -60,7 +62,7 @@ def tests(session: nox.Session) -> None:
     check_style(session)
     check_types(session)
     run_fuzzers(session, FUZZ_SECONDS_IN_TESTS)
-    session.run("pytest", "-n", str(CORES), "--dist", "worksteal", *session.posargs)
+    session.run("pytest", *SPREAD, *session.posargs)
     end_with_last_line_of_pytest(session)
 
 
@@ -110,15 +112,8 @@ def docs(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """The randomised tests with many times the examples, kills and crash scripts: hours, not minutes."""
     install(session, "test")
-    session.run(
-        "pytest",
-        "-n",
-        str(CORES),
-        "--dist",
-        "worksteal",
-        f"--effort={SOAK_EFFORT}",
-        *(session.posargs or ["tests/engine"]),
-    )
+    effort = ("--timeout=0", f"--effort={SOAK_EFFORT}")
+    session.run("pytest", *SPREAD, *effort, *(session.posargs or ["tests/engine"]))
 
 
 @nox.session

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import hypothesis
 import pytest
+
+Spawn: TypeAlias = Callable[..., "subprocess.Popen[Any]"]
 
 # No deadline: the machines that run the tests are shared, and a slow example is no defect. No database: a failure is
 # reproduced by its printed blob and then becomes a permanent case; nothing depends on what an earlier run left behind.
@@ -24,6 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("BASIN_")]:
         del os.environ[name]  # what the user's own basin is called and locked with is no part of a test
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell that starts the tests in the background lets them ignore interrupts, and so every process they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
     hypothesis.settings.load_profile("basin")
     effort = config.getoption("--effort")
     if effort > 1:
@@ -55,3 +65,20 @@ def rng(pytestconfig: pytest.Config) -> random.Random:
     seed = int.from_bytes(os.urandom(4), "little") if given is None else given
     print(f"rng: repeat with --seed {seed}")
     return random.Random(seed)
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """`subprocess.Popen`; what still runs when the test ends is killed, so that no failure leaves a process behind."""
+    started: list[subprocess.Popen[Any]] = []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+        process = subprocess.Popen(*arguments, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

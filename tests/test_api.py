@@ -36,6 +36,7 @@ from basin.errors import (
 )
 from basin.storage.local import LocalStorage
 from basin.testing.faults import Fault, FaultStorage
+from tests.conftest import Spawn
 from tests.source_tree import ROOT
 
 SECRET = basin.Secret.generate()
@@ -559,11 +560,11 @@ with basin.open(sys.argv[1], profile="open", memtable_size=20000) as db:
 """
 
 
-def test_an_interrupt_anywhere_leaves_a_basin_that_reopens(folder: Path) -> None:
+def test_an_interrupt_anywhere_leaves_a_basin_that_reopens(folder: Path, spawn: Spawn) -> None:
     acknowledged = -1
     for turn in range(3):
         command = [sys.executable, "-c", INTERRUPTED.replace("number = 0", f"number = {1000 * turn}"), str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        process = spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         for _ in range(5 + 20 * turn):

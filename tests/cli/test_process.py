@@ -13,6 +13,7 @@ import pytest
 from basin import errors
 from basin.cli import failures
 from tests.cli.conftest import Run, Shell, environment
+from tests.conftest import Spawn
 
 COMMAND = [sys.executable, "-m", "basin.cli"]
 HEAVY = {"basin.engine", "basin.format", "basin.api", "blake3", "cryptography", "fsspec", "msgpack", "numpy", "rich"}
@@ -127,13 +128,11 @@ def test_a_read_only_folder_can_be_read_and_not_written(shell: Shell, tmp_path: 
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_closed_pipe_is_no_news(shell: Shell, tmp_path: Path) -> None:
+def test_a_closed_pipe_is_no_news(shell: Shell, tmp_path: Path, spawn: Spawn) -> None:
     shell("init", "--open")
     for number in range(3):
         shell("kv", "put", str(number), "-", stdin="x" * 200_000)
-    process = subprocess.Popen(
-        [*COMMAND, "kv", "scan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path)
-    )
+    process = spawn([*COMMAND, "kv", "scan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path))
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stdout, process.stderr:
@@ -159,9 +158,9 @@ def test_a_full_device_is_one_line(shell: Shell, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (1, "basin: No space left on device\n")
 
 
-def test_an_interrupt_is_one_line_and_130(shell: Shell, tmp_path: Path) -> None:
+def test_an_interrupt_is_one_line_and_130(shell: Shell, tmp_path: Path, spawn: Spawn) -> None:
     shell("init", "--open")
-    process = subprocess.Popen(
+    process = spawn(
         [*COMMAND, "blob", "put", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path)
     )
     assert process.stdin is not None
@@ -176,22 +175,22 @@ def test_an_interrupt_is_one_line_and_130(shell: Shell, tmp_path: Path) -> None:
     assert shell("blob", "ls").stdout == ""
 
 
-def test_a_terminal_is_asked_for_the_passphrase_and_shows_none(shell: Shell, tmp_path: Path) -> None:
+def test_a_terminal_is_asked_for_the_passphrase_and_shows_none(shell: Shell, tmp_path: Path, spawn: Spawn) -> None:
     answers = ["horse", "horse"]
-    assert "created encrypted basin" in at_terminal(tmp_path, answers, "init")
+    assert "created encrypted basin" in at_terminal(spawn, tmp_path, answers, "init")
     shell("kv", "put", "name", "value", BASIN_PASSPHRASE="horse")
-    shown = at_terminal(tmp_path, ["horse"], "kv", "get", "name")
+    shown = at_terminal(spawn, tmp_path, ["horse"], "kv", "get", "name")
     assert shown.splitlines()[-1] == "value"
     assert "horse" not in shown
-    assert "basin: " in at_terminal(tmp_path, ["donkey"], "kv", "get", "name")
+    assert "basin: " in at_terminal(spawn, tmp_path, ["donkey"], "kv", "get", "name")
 
 
-def at_terminal(folder: Path, answers: list[str], *arguments: str) -> str:
+def at_terminal(spawn: Spawn, folder: Path, answers: list[str], *arguments: str) -> str:
     """Run a command at a terminal of its own, answering each prompt; return all that the terminal showed."""
     # A process of its own, because `pty.spawn` forks; the answer waits for the prompt, because asking drops what was
     # typed before.
     wrapper = [sys.executable, "-c", f"import pty; pty.spawn({[*COMMAND, *arguments]!r})"]
-    process = subprocess.Popen(wrapper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(folder))
+    process = spawn(wrapper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(folder))
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdin, process.stdout:
@@ -204,7 +203,7 @@ def at_terminal(folder: Path, answers: list[str], *arguments: str) -> str:
             shown += b"\n"
         shown += process.stdout.read()
     process.wait(60)
-    return shown.decode()
+    return str(shown, "utf-8")
 
 
 def test_every_error_of_the_engine_has_an_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import basin
 from basin.api import Database
+from tests.conftest import Spawn
 from tests.source_tree import ROOT
 
 PROCESSES = 4
@@ -59,21 +60,14 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a script in another process; those that still run when the test ends are killed."""
-    started: list[subprocess.Popen[str]] = []
+def start(spawn: Spawn) -> Start:
+    """Starts a script in another process."""
 
     def launch(script: str, *arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", script, *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-        started.append(process)
-        return process
+        return spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-    yield launch
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            process.communicate()
+    return launch
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -99,11 +93,12 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
         except BaseException as error:  # noqa: BLE001  (it is raised again below, in the test's own thread)
             errors.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=guarded, args=(number,), daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(TIMEOUT_S)
+    assert not any(thread.is_alive() for thread in threads)
     if errors:
         raise errors[0]
 
