@@ -132,6 +132,9 @@ class Core:
         self.poisoned: BasinPoisoned | None = None
         self.checkpoint_position: Position = 0
         self.commit_mutex = threading.RLock()
+        self._turn = threading.Condition(threading.Lock())
+        self._leading = False
+        """Whether a thread is committing what all have queued. Guarded by `_turn`."""
         self.tickets = 0
         self.upkeep_problems: dict[str, BasinError] = {}
         self.settled: tuple[object, ...] = ()
@@ -354,29 +357,31 @@ class Core:
         if self.poisoned is not None:
             self._unreported = None
             raise self.poisoned
-        with self.commit_mutex:
-            own = self._enqueue()
-            if self._queue:  # Also if nothing waits: another thread that commits a batch may have queued our changes.
-                self._drain()
-            else:
+        waiting = self._enqueue()
+        if waiting is None:
+            with self.commit_mutex:
                 self.catch_up()
-            if own is not None and own.error is not None:
-                raise own.error
-            return self.state.position
+        else:
+            self._commit_queued(waiting)
+            if waiting.error is not None:
+                raise waiting.error
+        return self.state.position
 
     def _enqueue(self, batch: Pending | None = None) -> Pending | None:
-        """Queue what waits, and `batch` behind it: changes are logged in the order in which they were made."""
+        """Queue what waits, and `batch` behind it: changes are logged in the order in which they were made.
+
+        Returns what holds the newest changes made outside of batches, if that is not committed yet. Another thread may
+        have queued it: then the changes of this one are in there as well.
+        """
         with self._pending_mutex:
-            own = None
             if self._pending:
                 # In this order: a reader without the mutex finds the changes in one place or in both.
-                own = self._pending
-                self._committing = (own, *self._committing)
+                self._committing = (self._pending, *self._committing)
+                self._queue.append(self._pending)
                 self._pending = Pending()
-                self._queue.append(own)
             if batch is not None:
                 self._queue.append(batch)
-            return own
+            return self._committing[0] if self._committing else None
 
     def _restore(self, pending: Pending) -> None:
         """Nothing was written: the changes wait on, below those that came since. Under the mutex of pending changes."""
@@ -398,7 +403,7 @@ class Core:
     def _run_timer(self) -> None:
         """Commit what waits, every interval, until the handle closes."""
         while not self._timer_wake.wait(self.options.sync_interval_s):
-            if self._pending and self.poisoned is None and not self.closed:
+            if (self._pending or self._committing) and self.poisoned is None and not self.closed:
                 try:
                     self.commit_pending()
                 except StorageUnavailable:
@@ -412,23 +417,41 @@ class Core:
         """Commit one batch, durably, together with those of other threads. Raises `Conflict` if its check does."""
         self.require_writable()
         try:
-            own = self._enqueue(pending)
-            with self.commit_mutex:
-                if not pending.done:
-                    self._drain()
+            earlier = self._enqueue(pending)
+            self._commit_queued(pending)
         except BaseException:
             # An interrupt before its turn: a batch that raised is not committed later on.
             with self.commit_mutex, self._pending_mutex, contextlib.suppress(ValueError):
                 self._queue.remove(pending)
             raise
-        for one in (own, pending):
+        for one in (earlier, pending):
             if one is not None and one.error is not None:
                 raise one.error
         return pending.position
 
-    def _drain(self) -> None:
-        """Commit everything queued, in groups. Under the commit mutex."""
-        while self._queue:
+    def _commit_queued(self, wanted: Pending) -> None:
+        """Return when `wanted`, which is queued, is committed or has failed; one thread commits for all that wait.
+
+        Those that wait sleep until their own changes are done, not for the commit mutex: whoever has just committed
+        would take that again before they wake, and each would commit alone. Never under the commit mutex.
+        """
+        with self._turn:
+            while self._leading and not wanted.done:
+                self._turn.wait()
+            if wanted.done:
+                return
+            self._leading = True
+        try:
+            with self.commit_mutex:
+                self._drain(wanted)
+        finally:
+            with self._turn:
+                self._leading = False
+                self._turn.notify_all()
+
+    def _drain(self, wanted: Pending | None = None) -> None:
+        """Commit what is queued, in groups, until `wanted` or else all of it is done. Under the commit mutex."""
+        while self._queue and not (wanted is not None and wanted.done):
             group: list[Pending] = []
             size = 0
             while self._queue and len(group) < BATCHES_PER_RECORD_MAX and size < GROUP_SIZE_MAX:
@@ -448,6 +471,7 @@ class Core:
                 raise
             finally:
                 self._leave(group)
+            self._run_upkeep()
 
     def _leave(self, group: Sequence[Pending]) -> None:
         """What was committed, or failed, is no longer on its way; a lock that stayed busy puts it back."""
@@ -458,6 +482,8 @@ class Core:
                 if pending in self._committing:
                     self._restore(pending)
             self._committing = tuple(one for one in self._committing if one not in group)
+        with self._turn:
+            self._turn.notify_all()  # Before upkeep, which may take a while.
 
     def _commit_group(self, group: Sequence[Pending]) -> None:
         """One record for all batches of the group that do not conflict."""
@@ -492,7 +518,6 @@ class Core:
             pending.position = self.state.position
             pending.done = True
         self.commits += 1
-        self._run_upkeep()
 
     def _encode_batch(self, pending: Pending) -> Batch | None:
         """The batch of a record; a large one goes into a run of names first."""
@@ -743,7 +768,10 @@ class Core:
             pending = Pending(written=True)
             pending.names.put_all(rows)
             pending.relied.update(relied)
-            self.commit(pending)
+            self._enqueue(pending)
+            self._drain()
+            if pending.error is not None:
+                raise pending.error
 
     def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
         """What the log says in full needs no describing again; a record whose batches all lost was never written."""
@@ -797,7 +825,10 @@ class Core:
 
     def _end_session(self) -> None:
         with self.commit_mutex:
-            self.commit_pending()
+            waiting = self._enqueue()
+            self._drain()
+            if waiting is not None and waiting.error is not None:
+                raise waiting.error
             if not self.session:
                 return
             with self._poisoning(()), self.contents.mutex:
