@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import zstandard
@@ -26,7 +27,7 @@ from blake3 import blake3
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.options import Options
-from basin.engine.reader import StratumReader, StratumReaders
+from basin.engine.reader import CHANGED_IN_MEMORY, SealedGrain, StratumReader, StratumReaders, open_again, open_all
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
@@ -70,6 +71,7 @@ class Contents:
         self._map = keyring.grain_keys
         self._sealed = keyring.profile == "encrypted"
         self._readers = readers
+        self._cached = readers.grains.get
         self._locator = locator
         self._options = options
         self._writer_for = writer_for
@@ -288,6 +290,15 @@ class Contents:
 
     def get(self, key: bytes) -> bytes:
         """The whole content; raise `ContentNotFound`. A clast is put together in memory."""
+        sealed = self._cached(key)
+        if sealed is not None:
+            try:
+                known = open_again(sealed)
+                if self._sealed or blake3(known).digest() == key:
+                    return known
+            except CHANGED_IN_MEMORY:
+                pass
+            self._readers.grains.pop(key, None)
         grain_key = self._map.grain_key(key)
         place = self._locator.place(grain_key)
         if place is not None:
@@ -313,12 +324,13 @@ class Contents:
         if reader is None:
             return None
         try:
-            content = reader.read_content(offset, length, grain_key)
+            found = reader.read_content(offset, length, grain_key)
         except (ObjectMissing, TruncatedStratum):
             return None  # Removed, or not yet handed to the operating system.
-        if content is not None and (self._sealed or blake3(content).digest() == key):
-            return content
-        return None
+        if found is None or not (self._sealed or blake3(found.content).digest() == key):
+            return None
+        self._readers.keep_grain(key, found.sealed, stratum)
+        return found.content
 
     def grain(self, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
@@ -363,27 +375,49 @@ class Contents:
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes]:
         """The contents in the order of `keys`; raise `ContentNotFound` for the first that is nowhere."""
+        cached = list(map(self._cached, keys))
+        missing = [row for row, sealed in enumerate(cached) if sealed is None]
+        if len(missing) == len(keys):
+            return self._fetch_many(keys)
+        contents = self._open_all([key for key, sealed in zip(keys, cached, strict=True) if sealed is not None], cached)
+        if missing:
+            for row, content in zip(missing, self._fetch_many([keys[row] for row in missing]), strict=True):
+                contents.insert(row, content)
+        return contents
+
+    def _open_all(self, keys: Sequence[bytes], cached: Sequence[SealedGrain | None]) -> list[bytes]:
+        """The contents of the grains in memory among `cached`, whose content keys are `keys`."""
+        grains = [sealed for sealed in cached if sealed is not None]
+        try:
+            contents = self._on_pool(open_all, grains, sum([len(sealed.data) for sealed in grains]))
+            if self._sealed or _hash_all(contents) == keys:
+                return contents
+        except CHANGED_IN_MEMORY:
+            pass
+        for key in keys:
+            self._readers.grains.pop(key, None)
+        return self._fetch_many(keys)
+
+    def _fetch_many(self, keys: Sequence[bytes]) -> list[bytes]:
+        """`get_many` of contents that are not in memory."""
         joined = self._map.grain_keys(b"".join(keys))
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
         places = self._locator.find_many(grain_keys)
         size = sum([place.length for place in places if place is not None])
-        on_pool = threading.current_thread().name.startswith(_POOL_NAME)
-        if on_pool or not self._is_parallel(size, len(keys)):
-            return self._get_slice(keys, grain_keys, places)
-        step = max(1, len(keys) * _TASK_SIZE // size)
-        starts = range(0, len(keys), step)
-        results: list[bytes] = []
-        for part in self._executor().map(
-            lambda at: self._get_slice(keys[at : at + step], grain_keys[at : at + step], places[at : at + step]), starts
-        ):
-            results += part
-        return results
+        return self._on_pool(self._fetch_all, list(zip(keys, grain_keys, places, strict=True)), size)
 
-    def _get_slice(
-        self, keys: Sequence[bytes], grain_keys: Sequence[bytes], places: Sequence[Location | None]
-    ) -> list[bytes]:
+    def _on_pool(self, work: Callable[[Sequence[T]], list[bytes]], items: Sequence[T], size: int) -> list[bytes]:
+        """`work` over all `items`, which hold `size` bytes, in slices on the pool where that is worth it."""
+        if not self._is_parallel(size, len(items)) or threading.current_thread().name.startswith(_POOL_NAME):
+            return work(items)
+        step = max(1, len(items) * _TASK_SIZE // size)
+        slices = [items[at : at + step] for at in range(0, len(items), step)]
+        return list(chain.from_iterable(self._executor().map(work, slices)))
+
+    def _fetch_all(self, wanted: Sequence[tuple[bytes, bytes, Location | None]]) -> list[bytes]:
+        """Contents by (content key, grain key, where it lies)."""
         contents = []
-        for key, grain_key, place in zip(keys, grain_keys, places, strict=True):
+        for key, grain_key, place in wanted:
             content = None if place is None else self._read_plain(place, grain_key, key)
             contents.append(self._get_whole(key) if content is None else content)
         return contents

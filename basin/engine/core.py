@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from basin.engine.cache import Cache
 from basin.engine.compaction import upkeep
 from basin.engine.contents import Contents, Relied
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.log import RESERVE_NAME, START, Cursor, FileLog
 from basin.engine.memtable import Memtable
-from basin.engine.names import BlockCaches, BrokenRun, RunReader, Tables, open_run, order_runs
+from basin.engine.names import BrokenRun, RunReader, Tables, open_run, order_runs
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
@@ -119,9 +120,8 @@ class Core:
         self.writable = writable
         self.cipher = FrameCipher(keyring.basin_id, keyring.log_keys)
         self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
-        self.readers = StratumReaders(storage, keyring, options.open_files_max)
-        self.locator = GrainLocator(self.readers, options.cache_size)
-        self.blocks = BlockCaches(options.cache_size)
+        self.readers = StratumReaders(storage, keyring, options.open_files_max, Cache(options.cache_size))
+        self.locator = GrainLocator(self.readers)
         self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)
         self.current = Current(State(), Tables((Memtable(),), ()))
         self.cursor = START
@@ -213,7 +213,7 @@ class Core:
 
     def _open_runs(self, runs: Sequence[NameRun], known: Sequence[RunReader]) -> tuple[RunReader, ...]:
         by_id = {reader.run.id: reader for reader in known}
-        return order_runs([by_id.get(run.id) or open_run(run, self.readers, self.blocks) for run in runs])
+        return order_runs([by_id.get(run.id) or open_run(run, self.readers) for run in runs])
 
     # --- following the log ------------------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from basin.engine.cache import Cache
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.engine.state import ACTIVE, CUT, State
 from basin.engine.writer import StratumWriter
@@ -36,32 +36,14 @@ from basin.format.scan import Damage, scan_grains
 from basin.terms import CONTENT_KEY_SIZE, Location, StratumId
 
 _LENGTH_MASK: Final = (1 << 32) - 1
-
-
-class PageCache:
-    """Counts the verified index pages in memory and drops the oldest. The pages themselves stand with their index, so
-    that a hit on the path of every `get` is one dict look-up. Safe for threads.
-    """
-
-    def __init__(self, size_max: int) -> None:
-        self._order: deque[tuple[dict[int, bytes], int]] = deque()
-        self._count_max = max(16, size_max // PAGE_SIZE)
-        self._mutex = threading.Lock()
-
-    def put(self, pages: dict[int, bytes], number: int, page: bytes) -> None:
-        """Remember a verified page of an index."""
-        with self._mutex:
-            pages[number] = page
-            self._order.append((pages, number))
-            if len(self._order) > self._count_max:
-                dropped, old = self._order.popleft()
-                dropped.pop(old, None)
+_PAGE_OVERHEAD: Final = 200
+"""Bytes of a cached page's object, dict slot and place in the cache's order."""
 
 
 class IndexReader:
     """One grain index in a stratum: finds places, page by page."""
 
-    def __init__(self, reader: StratumReader, directory: IndexDirectory, cache: PageCache) -> None:
+    def __init__(self, reader: StratumReader, directory: IndexDirectory, cache: Cache) -> None:
         self.id = reader.id
         self.kind: int = reader.header.kind
         self.directory = directory
@@ -70,7 +52,7 @@ class IndexReader:
         self._pages: dict[int, bytes] = {}
         self._verified = bytearray(directory.page_count)
 
-    def page(self, number: int) -> bytes:
+    def page(self, number: int, *, keep: bool = True) -> bytes:
         """A verified page. One read, unless cached."""
         cached = self._pages.get(number)
         if cached is not None:
@@ -84,7 +66,8 @@ class IndexReader:
                 name = self._reader.name
                 raise type(error)(f"{name}: {error.message}; run `basin repair`", object=name, offset=offset) from error
             self._verified[number] = 1
-        self._cache.put(self._pages, number, page)
+        if keep:
+            self._cache.keep(self._pages, number, page, PAGE_SIZE + _PAGE_OVERHEAD)
         return page
 
     def first(self, key: bytes) -> tuple[StratumId, int, int] | None:
@@ -112,8 +95,8 @@ class IndexReader:
         return list(decode_page(self.page(number)))
 
     def entries(self, start_page: int, stop_page: int) -> Entries:
-        """All entries of a range of pages."""
-        pages = [self.page(number) for number in range(start_page, stop_page)]
+        """All entries of a range of pages, which are read for a merge and not kept."""
+        pages = [self.page(number, keep=False) for number in range(start_page, stop_page)]
         return np.frombuffer(b"".join(pages), dtype=ENTRY)
 
 
@@ -128,9 +111,8 @@ class Scanned(NamedTuple):
 class GrainLocator:
     """Where grains lie, as of the last `update`."""
 
-    def __init__(self, readers: StratumReaders, cache_size: int) -> None:
+    def __init__(self, readers: StratumReaders) -> None:
         self._readers = readers
-        self._cache = PageCache(cache_size)
         self._writers: list[StratumWriter] = []
         self._own_finished: dict[StratumId, IndexReader] = {}
         self._scanned: dict[StratumId, Scanned] = {}
@@ -153,7 +135,7 @@ class GrainLocator:
         """Replace a finished stratum's in-memory index by the one in its file."""
         reader = self._readers.get(writer.kind, writer.id)
         with self._swap:
-            self._own_finished[writer.id] = IndexReader(reader, directory, self._cache)
+            self._own_finished[writer.id] = IndexReader(reader, directory, self._readers.cache)
             self._writers = [one for one in self._writers if one is not writer]
             self._rebuild_search()
 
@@ -218,7 +200,7 @@ class GrainLocator:
 
     def _open_index(self, kind: int, identity: StratumId) -> IndexReader:
         reader = self._readers.get(kind, identity)
-        return IndexReader(reader, reader.directory(), self._cache)
+        return IndexReader(reader, reader.directory(), self._readers.cache)
 
     def _scan(self, kind: int, identity: StratumId, length: int) -> Scanned:
         """Grains of a stratum without an index, up to `length`. Cost: 1.7 µs a grain that was not seen before.

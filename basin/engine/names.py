@@ -10,15 +10,14 @@ a scan's cost is that of the blocks it touches. Readers take a `Tables` once and
 from __future__ import annotations
 
 import contextlib
-import threading
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from operator import lt
-from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias
 
+from basin.engine.cache import Cache
 from basin.engine.memtable import Memtable, Row
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.errors import BasinError, CorruptionError
@@ -35,50 +34,16 @@ Range: TypeAlias = tuple[bytes, bytes, int]
 """A range deletion: (start, stop, version)."""
 
 
-B = TypeVar("B", Block, PackedBlock)
-
-
-class BlockCache(Generic[B]):
-    """Blocks of one kind, the least recently added dropped first, at most `size_max` bytes. Safe for threads."""
-
-    def __init__(self, size_max: int) -> None:
-        self._blocks: OrderedDict[tuple[bytes, int], B] = OrderedDict()
-        self._size = 0
-        self._size_max = size_max
-        self._mutex = threading.Lock()
-
-    def get(self, run: bytes, number: int) -> B | None:
-        """The block, if it is here."""
-        return self._blocks.get((run, number))
-
-    def put(self, run: bytes, number: int, block: B) -> None:
-        """Remember a block."""
-        with self._mutex:
-            if (run, number) in self._blocks:
-                return
-            self._blocks[run, number] = block
-            self._size += block.memory_size
-            while self._size > self._size_max and len(self._blocks) > 1:
-                _, dropped = self._blocks.popitem(last=False)
-                self._size -= dropped.memory_size
-
-
-class BlockCaches:
-    """The blocks of one handle: taken apart for scans, and packed for look-ups of single names."""
-
-    def __init__(self, size_max: int) -> None:
-        self.decoded: BlockCache[Block] = BlockCache(size_max // 2)
-        self.packed: BlockCache[PackedBlock] = BlockCache(size_max // 2)
-
-
 class RunReader:
     """One sorted run of names."""
 
-    def __init__(self, run: NameRun, reader: StratumReader, cache: BlockCaches) -> None:
+    def __init__(self, run: NameRun, reader: StratumReader, cache: Cache) -> None:
         """Read the run's directory: one read."""
         self.run = run
         self._reader = reader
         self._cache = cache
+        self._decoded: dict[int, Block] = {}
+        self._packed: dict[int, PackedBlock] = {}
         self._directory = decode_directory(
             self._content(run.directory_offset, run.directory_length, Kind.NAMES_DIRECTORY)
         )
@@ -101,7 +66,7 @@ class RunReader:
 
     def block(self, number: int, *, keep: bool = True) -> Block:
         """A decoded block; one read and one decryption unless cached."""
-        block = self._cache.decoded.get(self.run.id, number)
+        block = self._decoded.get(number)
         if block is None:
             with self._named(self.directory.offsets[number]):
                 block = decode_block(self._block_payload(number))
@@ -109,7 +74,7 @@ class RunReader:
             if self.run.version:
                 block.version, block.versions = self.run.version, None
             if keep:
-                self._cache.decoded.put(self.run.id, number, block)
+                self._cache.keep(self._decoded, number, block, block.memory_size)
         return block
 
     def find(self, name: bytes, version_max: int) -> Row | None:
@@ -120,19 +85,18 @@ class RunReader:
         number = directory.block_for(name)
         if number < 0:
             return None
-        entry = self._packed(number).find(name, version_max)
+        block = self._packed.get(number) or self._packed_block(number)
+        entry = block.find(name, version_max)
         return None if entry is None else (entry.version, entry.kind, entry.value, entry.expiry_ms, None)
 
-    def _packed(self, number: int) -> PackedBlock:
-        """A block to search for one name; one read and one decryption unless cached."""
-        block = self._cache.packed.get(self.run.id, number)
-        if block is None:
-            with self._named(self._directory.offsets[number]):
-                block = PackedBlock(self._block_payload(number))
-                self._require_first(number, block.first)
-            if self.run.version:
-                block.set_version(self.run.version)
-            self._cache.packed.put(self.run.id, number, block)
+    def _packed_block(self, number: int) -> PackedBlock:
+        """Read a block to search for one name: one read and one decryption."""
+        with self._named(self._directory.offsets[number]):
+            block = PackedBlock(self._block_payload(number))
+            self._require_first(number, block.first)
+        if self.run.version:
+            block.set_version(self.run.version)
+        self._cache.keep(self._packed, number, block, block.memory_size)
         return block
 
     def _block_payload(self, number: int) -> bytes:
@@ -197,10 +161,10 @@ def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
     return tuple(sorted(runs, key=lambda run: run.run.version_max, reverse=True))
 
 
-def open_run(run: NameRun, readers: StratumReaders, cache: BlockCaches) -> RunReader:
+def open_run(run: NameRun, readers: StratumReaders) -> RunReader:
     """Open a run that the state lists; one that is damaged or missing becomes a `BrokenRun`."""
     try:
-        return RunReader(run, readers.get(StratumKind.META, run.id), cache)
+        return RunReader(run, readers.get(StratumKind.META, run.id), readers.cache)
     except UNREADABLE as error:
         return BrokenRun(run, error)
 

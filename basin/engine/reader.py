@@ -7,13 +7,15 @@ name the file and the offset. Safe for threads.
 from __future__ import annotations
 
 import threading
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import zstandard
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from basin.engine.cache import Cache
 from basin.engine.keyring import Keyring
 from basin.engine.writer import stratum_name
 from basin.errors import (
@@ -45,10 +47,17 @@ from basin.terms import StratumId
 UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
 """Why a stratum that the log lists cannot be read. Others still can: whoever catches these calls nothing absent."""
 
+CHANGED_IN_MEMORY: Final = (InvalidTag, zstandard.ZstdError)
+"""What opening a grain again raises if its bytes are not those that were opened before."""
+
 _KEY_AT: Final = 12
 _NONCE_TAIL: Final = bytes(4)
 _PLAIN_BLOBS: Final = {GRAIN_BODY.pack(0, Kind.BLOB, codec, 0, b"")[4:8]: codec for codec in (CODEC_STORED, CODEC_ZSTD)}
 """Header bytes 8..12 (kind, codec, flags) of the grains that `read_content` serves, and their codec."""
+_CACHED_SIZE_MAX: Final = 256 << 10
+"""Reading a larger grain costs little beside opening it."""
+_CACHED_OVERHEAD: Final = 560
+"""Bytes of a cached grain's dict slot, key, tuple, nonce, associated data and bytes objects, with CPython 3.11."""
 _contexts = threading.local()
 
 
@@ -59,6 +68,49 @@ def decompressor() -> zstandard.ZstdDecompressor:
     except AttributeError:
         _contexts.decompressor = zstandard.ZstdDecompressor()
         return _contexts.decompressor  # type: ignore[no-any-return]  # threading.local has no types
+
+
+class SealedGrain(NamedTuple):
+    """A grain in memory as it is stored, with all that opening it takes. `decrypt` is None in an open basin.
+
+    Kept like this, because what is kept decrypted could be returned after it was changed in memory, and would stand in
+    core dumps; and compressed, because more of them fit.
+    """
+
+    decrypt: Callable[[bytes, bytes, bytes], bytes] | None
+    nonce: bytes
+    data: bytes
+    associated: bytes
+    codec: int
+
+
+class Opened(NamedTuple):
+    """A content, and the grain that it came from."""
+
+    content: bytes
+    sealed: SealedGrain
+
+
+def open_again(sealed: SealedGrain) -> bytes:
+    """The content of a grain that was opened before, so that its size is known to be below the cap.
+
+    Raises one of `CHANGED_IN_MEMORY` if it was.
+    """
+    decrypt, nonce, data, associated, codec = sealed
+    if decrypt is not None:
+        data = decrypt(nonce, data, associated)
+    return data if codec == CODEC_STORED else decompressor().decompress(data)
+
+
+def open_all(grains: Sequence[SealedGrain]) -> list[bytes]:
+    """`open_again` for many, without a call for each."""
+    decompress_again = decompressor().decompress
+    contents = []
+    for decrypt, nonce, data, associated, codec in grains:
+        if decrypt is not None:
+            data = decrypt(nonce, data, associated)
+        contents.append(data if codec == CODEC_STORED else decompress_again(data))
+    return contents
 
 
 class StratumReader:
@@ -145,29 +197,28 @@ class StratumReader:
                 raise AuthenticationFailed("a grain does not authenticate: it was changed or moved") from None
         return header.kind, decode_payload(header.codec, header.flags, data, decompressor())
 
-    def read_content(self, offset: int, length: int, key: bytes) -> bytes | None:
-        """The content of a BLOB grain without links, or None if `read_grain` must look closer.
+    def read_content(self, offset: int, length: int, key: bytes) -> Opened | None:
+        """The content of a BLOB grain without links, and the grain; or None if `read_grain` must look closer.
 
-        The path of every `get`, flat. In an encrypted basin the seal proves header and data, so the checksum, which is
-        for scans without keys, is not computed; in an open one the caller hashes the content, which proves more.
+        The path of every first `get`, flat. In an encrypted basin the seal proves header and data, so the checksum,
+        which is for scans without keys, is not computed; in an open one the caller hashes the content, which proves
+        more.
         """
         grain = self._read(offset, length)
         codec = _PLAIN_BLOBS.get(grain[8:12])
         if codec is None or grain[_KEY_AT:GRAIN_HEADER_SIZE] != key:
             return None
-        data = grain[GRAIN_HEADER_SIZE:]
-        if self._decrypt is not None:
-            place = offset.to_bytes(8, "little")
-            try:
-                data = self._decrypt(place + _NONCE_TAIL, data, self._prefix + place + grain[4:GRAIN_HEADER_SIZE])
-            except InvalidTag:
-                return None
-        if codec == CODEC_STORED:
-            return data
+        place = offset.to_bytes(8, "little")
+        nonce, associated = place + _NONCE_TAIL, self._prefix + place + grain[4:GRAIN_HEADER_SIZE]
+        data = content = grain[GRAIN_HEADER_SIZE:]
         try:
-            return decompress(codec, data, decompressor())
-        except BasinError:
+            if self._decrypt is not None:
+                content = self._decrypt(nonce, data, associated)
+            if codec != CODEC_STORED:
+                content = decompress(codec, content, decompressor())
+        except (InvalidTag, BasinError):
             return None
+        return Opened(content, SealedGrain(self._decrypt, nonce, data, associated, codec))
 
     def unseal(self, grain: bytes, offset: int) -> bytes:
         """The compressed payload of one intact grain, decrypted: what a rewrite seals again elsewhere."""
@@ -220,9 +271,14 @@ class StratumReader:
 
 
 class StratumReaders:
-    """The open strata of one handle, at most `open_max` of them: the oldest opened is closed first."""
+    """The open strata of one handle, at most `open_max` of them, the oldest opened closed first; and grains of them."""
 
-    def __init__(self, storage: Storage, keyring: Keyring, open_max: int) -> None:
+    def __init__(self, storage: Storage, keyring: Keyring, open_max: int, cache: Cache) -> None:
+        """`cache`: bounds what all who read through this keep in memory."""
+        self.cache = cache
+        self.grains: dict[bytes, SealedGrain] = {}
+        """Grains read lately, by content key."""
+        self._grains_of: set[StratumId] = set()
         self._storage = storage
         self._keyring = keyring
         self._open_max = open_max
@@ -246,8 +302,21 @@ class StratumReaders:
                 self._readers.pop(next(iter(self._readers)))
         return reader
 
+    def keep_grain(self, content_key: bytes, sealed: SealedGrain, stratum: StratumId) -> None:
+        """Remember a grain of `stratum` that was opened successfully."""
+        size = len(sealed.data)
+        if size <= _CACHED_SIZE_MAX:
+            self._grains_of.add(stratum)
+            self.cache.keep(self.grains, content_key, sealed, size + _CACHED_OVERHEAD)
+
     def forget(self, identity: StratumId) -> None:
-        """Drop a stratum that the log removed."""
+        """Drop a stratum that the log removed.
+
+        If grains of it are in memory, all go: that is rare, and reading them again is cheap.
+        """
+        if identity in self._grains_of:
+            self._grains_of.clear()
+            self.grains.clear()
         with self._mutex:
             self._readers.pop(identity, None)
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from basin.engine.cache import Cache
 from basin.engine.compaction import checkpoint, write_index_run
-from basin.engine.index import IndexReader, PageCache
+from basin.engine.index import IndexReader
 from basin.engine.names import BrokenRun, RunReader
 from basin.engine.reader import StratumReader
 from basin.engine.recovery import stored_strata, sweep
@@ -81,7 +82,7 @@ def _index_run_problem(core: Core, run: IndexRun) -> str:
     listed: dict[StratumId, set[tuple[bytes, int, int]]] = {}
     try:
         reader = StratumReader(core.storage, core.keyring, StratumKind.INDEX, run.id)
-        index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
+        index = IndexReader(reader, reader.directory(), Cache(0))
         for key, offset, length, stratum in index_rows(index):
             listed.setdefault(stratum, set()).add((key, offset, length))
     except (CorruptionError, StorageError) as error:
@@ -146,7 +147,7 @@ def _own_entries(core: Core, known: Stratum) -> set[tuple[bytes, int, int]] | No
     """What a finished stratum's own index lists; None if it cannot be read."""
     try:
         reader = StratumReader(core.storage, core.keyring, known.added.kind, known.added.id)
-        index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
+        index = IndexReader(reader, reader.directory(), Cache(0))
         return {(key, offset, length) for key, offset, length, _ in index_rows(index)}
     except (CorruptionError, StorageError, IndexError):
         return None

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from basin.engine.index import IndexReader, PageCache
+from basin.engine.cache import Cache
+from basin.engine.index import IndexReader
 from basin.engine.keyring import list_slots
 from basin.engine.keyspace import DEFAULT_KEYSPACE, FIRST_USER_KEYSPACE, ROOTS_KEYSPACE, prefix_of
 from basin.engine.log import segment_name
@@ -196,7 +197,7 @@ def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> I
     index: IndexReader | None = None
     if added.status not in (ACTIVE, CUT):
         try:
-            index = IndexReader(reader, reader.directory(), PageCache(1 << 20))
+            index = IndexReader(reader, reader.directory(), Cache(0))
             rows = list(index_rows(index))
         except (CorruptionError, StorageError) as error:
             yield _finding("index", reader.name, error, readable="every grain, after `basin repair`")
@@ -324,7 +325,7 @@ def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
         listed: dict[StratumId, set[tuple[bytes, int, int]]] = {}
         try:
             reader = walk.core.readers.get(StratumKind.INDEX, run.id)
-            for key, offset, length, stratum in index_rows(IndexReader(reader, reader.directory(), PageCache(1 << 20))):
+            for key, offset, length, stratum in index_rows(IndexReader(reader, reader.directory(), Cache(0))):
                 counts[stratum] = counts.get(stratum, 0) + 1
                 if walk.read_data:
                     listed.setdefault(stratum, set()).add((key, offset, length))
@@ -374,7 +375,7 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
     for run in core.state.name_runs:
         name = stratum_name(StratumKind.META, run.id)
         entries = 0
-        reader = open_run(run, core.readers, core.blocks)
+        reader = open_run(run, core.readers)
         if isinstance(reader, BrokenRun):
             yield _finding("names", name, reader.error, readable="names in other runs and in the log")
             continue

@@ -350,10 +350,10 @@ def test_a_failed_stratum_that_a_record_names_is_kept_when_closing_fails(
     db.commit()
     next(iter(db.core._writers.values())).failed = True
 
-    def unavailable() -> None:
+    def unavailable(*_: object) -> None:
         raise StorageUnavailable("busy", object="log/lock", operation="lock")
 
-    monkeypatch.setattr(db.core, "commit_pending", unavailable)
+    monkeypatch.setattr(db.core, "_drain", unavailable)
     with pytest.raises(StorageUnavailable):
         db.close()
     with open_on(disk) as again:

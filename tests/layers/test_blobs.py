@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,37 @@ def test_a_content_is_named_by_its_hash(db: Database) -> None:
     assert db.blobs.get(key) == b"content"
     assert db.blobs.size(key) == 7
     assert list(db.blobs) == [key]
+
+
+def test_what_was_read_is_read_from_memory_again(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [numbered(size) for size in (10, 500, 4000)]
+    keys = db.blobs.put_many(contents)
+    with reopen(db) as reader:
+        assert [reader.blobs[key] for key in keys] == contents
+        with monkeypatch.context() as patch:
+            patch.setattr("basin.engine.contents.Contents._fetch_many", None)
+            patch.setattr("basin.engine.contents.Contents._read_plain", None)
+            assert [reader.blobs[key] for key in keys] == contents
+            assert reader.blobs.get_many(keys[::-1]) == contents[::-1]
+        another = db.blobs.put(b"another")
+        db.commit()
+        reader.refresh()
+        assert reader.blobs.get_many([keys[2], another, keys[0]]) == [contents[2], b"another", contents[0]]
+
+
+@pytest.mark.parametrize("size", [10, 500])
+def test_what_was_changed_in_memory_is_read_again(db: Database, size: int) -> None:
+    key = db.blobs.put(numbered(size))
+    with reopen(db) as reader:
+        reads: list[Callable[[], bytes]] = [lambda: reader.blobs[key], lambda: reader.blobs.get_many([key])[0]]
+        for read in reads:
+            assert read() == numbered(size)
+            sealed = reader.core.readers.grains[bytes(key)]
+            for at in range(len(sealed.data)):
+                changed = bytearray(sealed.data)
+                changed[at] ^= 1
+                reader.core.readers.grains[bytes(key)] = sealed._replace(data=bytes(changed))
+                assert read() == numbered(size)
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 4095, 4096, 4097, 5120, 5121, 100_000])
