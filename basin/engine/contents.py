@@ -376,21 +376,21 @@ class Contents:
     def get_many(self, keys: Sequence[bytes]) -> list[bytes]:
         """The contents in the order of `keys`; raise `ContentNotFound` for the first that is nowhere."""
         cached = list(map(self._cached, keys))
-        missing = [row for row, sealed in enumerate(cached) if sealed is None]
+        missing = [key for key, sealed in zip(keys, cached, strict=True) if sealed is None]
         if len(missing) == len(keys):
             return self._fetch_many(keys)
-        contents = self._open_all([key for key, sealed in zip(keys, cached, strict=True) if sealed is not None], cached)
-        if missing:
-            for row, content in zip(missing, self._fetch_many([keys[row] for row in missing]), strict=True):
-                contents.insert(row, content)
-        return contents
+        if not missing:
+            return self._open_all(keys, cached)
+        opened = iter(self._open_all([key for key, sealed in zip(keys, cached, strict=True) if sealed], cached))
+        fetched = iter(self._fetch_many(missing))
+        return [next(fetched if sealed is None else opened) for sealed in cached]
 
     def _open_all(self, keys: Sequence[bytes], cached: Sequence[SealedGrain | None]) -> list[bytes]:
         """The contents of the grains in memory among `cached`, whose content keys are `keys`."""
         grains = [sealed for sealed in cached if sealed is not None]
         try:
             contents = self._on_pool(open_all, grains, sum([len(sealed.data) for sealed in grains]))
-            if self._sealed or _hash_all(contents) == keys:
+            if self._sealed or _hash_all(contents) == list(keys):
                 return contents
         except CHANGED_IN_MEMORY:
             pass
