@@ -14,7 +14,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from operator import lt
 from typing import Final, NamedTuple, TypeAlias
 
 from basin.engine.cache import Cache
@@ -28,6 +27,8 @@ from basin.format.record import NameRun
 _MEMTABLE_CHUNK: Final = 512
 _SCAN_BLOCKS_KEPT: Final = 256
 """A scan over more blocks than this (4 MiB) does not cache them: it would only drive out what single reads need."""
+_FEW: Final = 3
+"""A merge puts fewer than a third of the names between the others one by one; more are sorted with them."""
 _KEY_AT: Final = 12
 
 Range: TypeAlias = tuple[bytes, bytes, int]
@@ -366,11 +367,15 @@ def _merged(chunks: list[Chunk]) -> Chunk:
 
 def _merged_plain(chunks: list[Chunk]) -> Chunk | None:
     """`_merged` without a step per name, where all are inline puts and no name stands in two chunks; else None."""
+    if any(chunk.rows is not None for chunk in chunks):
+        return None
+    base = max(chunks, key=lambda chunk: len(chunk.names))
+    rest = [chunk for chunk in chunks if chunk is not base]
+    if sum([len(chunk.names) for chunk in rest]) * _FEW < len(base.names):
+        return _inserted(base, rest)
     values: dict[bytes, bytes] = {}
     versions: dict[bytes, int] = {}
     for chunk in chunks:
-        if chunk.rows is not None:
-            return None
         values.update(zip(chunk.names, chunk.values, strict=True))
         each = repeat(chunk.version) if chunk.versions is None else chunk.versions
         versions.update(zip(chunk.names, each, strict=False))
@@ -378,6 +383,23 @@ def _merged_plain(chunks: list[Chunk]) -> Chunk | None:
         return None
     names = sorted(values)
     return Chunk(names, None, [values[name] for name in names], 0, [versions[name] for name in names])
+
+
+def _inserted(base: Chunk, few: list[Chunk]) -> Chunk | None:
+    """The names of `few` put between those of `base`; None if one stands there already."""
+    names, values = base.names.copy(), base.values.copy()
+    versions = [base.version] * len(names) if base.versions is None else list(base.versions)
+    for chunk in few:
+        at = 0
+        each = repeat(chunk.version) if chunk.versions is None else chunk.versions
+        for name, value, version in zip(chunk.names, chunk.values, each, strict=False):
+            at = bisect_left(names, name, at)
+            if at < len(names) and names[at] == name:
+                return None
+            names.insert(at, name)
+            values.insert(at, value)
+            versions.insert(at, version)
+    return Chunk(names, None, values, 0, versions)
 
 
 def _memtable_chunks(table: Memtable, start: bytes, stop: bytes, version_max: int, *, reverse: bool) -> Iterator[Chunk]:
@@ -438,10 +460,10 @@ def _block_chunk(block: Block, begin: int, end: int, version_max: int) -> Chunk:
         if block.version > version_max:
             return Chunk([], [], [], 0)
         return Chunk(block.names[begin:end], None, block.values[begin:end], block.version)
-    if block.kinds is None and block.expiries is None and block.versions is not None:
-        stretch, versions = block.names[begin:end], block.versions[begin:end]
-        if max(versions) <= version_max and all(map(lt, stretch, stretch[1:])):
-            return Chunk(stretch, None, block.values[begin:end], 0, versions)
+    if block.kinds is None and block.expiries is None and block.versions is not None and block.distinct:
+        versions = block.versions[begin:end]
+        if max(versions) <= version_max:
+            return Chunk(block.names[begin:end], None, block.values[begin:end], 0, versions)
     names: list[bytes] = []
     rows: list[Row] = []
     for at in range(begin, end):

