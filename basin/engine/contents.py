@@ -32,7 +32,7 @@ from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
 from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
-from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links
+from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links, shorter
 from basin.terms import ContentKey, Location, StratumId
 
 T = TypeVar("T")
@@ -41,9 +41,11 @@ Relied: TypeAlias = dict[bytes, StratumId]
 
 _PARALLEL_SIZE_MIN: Final = 256 << 10
 """Below this many bytes a batch is done before a second thread has woken up."""
-_PARALLEL_ITEM_MIN: Final = 2 << 10
+_PARALLEL_ITEM_MIN: Final = 512
 """Below this mean size threads wait for the interpreter's lock more than they work."""
 _TASK_SIZE: Final = 128 << 10
+_AHEAD_SIZE: Final = 256 << 10
+"""Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
 _contexts = threading.local()
 
 
@@ -216,44 +218,65 @@ class Contents:
         """Compress the contents at `rows` and append them, switching strata as they fill up."""
         plain = contents if len(rows) == len(contents) else [contents[row] for row in rows]
         new_keys = grain_keys if len(rows) == len(contents) else [grain_keys[row] for row in rows]
-        codecs: Sequence[int] = [CODEC_STORED] * len(plain)
-        payloads: Sequence[bytes] = plain
-        if plain and max(map(len, plain)) >= COMPRESS_SIZE_MIN:
-            new_sizes = [sizes[row] for row in rows]
-            packed = self._map_batch(self._compress_all, plain, new_sizes) if parallel else self._compress_all(plain)
-            codecs, payloads = [codec for codec, _ in packed], [data for _, data in packed]
+        if not plain or max(map(len, plain)) < COMPRESS_SIZE_MIN:
+            self._append_packed(new_keys, [CODEC_STORED] * len(plain), plain)
+        elif not parallel:
+            packed: Sequence[tuple[int, bytes]] = self._compress_all(plain)
+            self._append_packed(new_keys, [codec for codec, _ in packed], [data for _, data in packed])
+        else:
+            start = 0
+            for packed in self._compressed_ahead(plain, [sizes[row] for row in rows]):
+                stop = start + len(packed)
+                self._append_packed(new_keys[start:stop], [codec for codec, _ in packed], [data for _, data in packed])
+                start = stop
+
+    def _append_packed(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
         start = 0
         with self.mutex:
-            while start < len(plain):
+            while start < len(keys):
                 writer = self._writer_for(StratumKind.DATA)
                 stop = _fitting(payloads, start, self._options.stratum_size - writer.offset)
                 before = writer.offset
-                keys, kinds, data = new_keys[start:stop], codecs[start:stop], payloads[start:stop]
-                if not writer.locations.keys().isdisjoint(keys):
+                new_keys, kinds, data = keys[start:stop], codecs[start:stop], payloads[start:stop]
+                if not writer.locations.keys().isdisjoint(new_keys):
                     # Another thread has put some of them since they were looked for.
-                    fresh = [row for row, key in enumerate(keys) if key not in writer.locations]
-                    keys, kinds = [keys[row] for row in fresh], [kinds[row] for row in fresh]
+                    fresh = [row for row, key in enumerate(new_keys) if key not in writer.locations]
+                    new_keys, kinds = [new_keys[row] for row in fresh], [kinds[row] for row in fresh]
                     data = [data[row] for row in fresh]
-                writer.append_blobs(keys, kinds, data)
+                writer.append_blobs(new_keys, kinds, data)
                 self.stored_size += writer.offset - before
                 start = stop
+
+    def _compressed_ahead(self, plain: Sequence[bytes], sizes: Sequence[int]) -> Iterator[Sequence[tuple[int, bytes]]]:
+        """The contents compressed, in order, some at a time; while those are sealed, the next ones are compressed."""
+        waiting: deque[Future[Sequence[tuple[int, bytes]]]] = deque()
+        for part in _stretches(plain, sizes, _AHEAD_SIZE):
+            waiting.append(self._executor().submit(self._compress_together, part))
+            if len(waiting) > self._options.worker_count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _compress_together(self, plain: Sequence[bytes]) -> Sequence[tuple[int, bytes]]:
+        """`_compress_all` without the interpreter's lock, which a call for each would take again and again.
+
+        zstandard's own threads are no help: it gives fewer than 1,000 items of 4 KiB to one of them.
+        """
+        large: list[bytes | bytearray | memoryview[int]] = [one for one in plain if len(one) >= COMPRESS_SIZE_MIN]
+        if not large:
+            return self._compress_all(plain)
+        segments = self._compressor().multi_compress_to_buffer(large)
+        packed = (segments[number].tobytes() for number in range(len(large)))
+        return [
+            shorter(content, next(packed)) if len(content) >= COMPRESS_SIZE_MIN else (CODEC_STORED, content)
+            for content in plain
+        ]
 
     def _map_batch(
         self, work: Callable[[Sequence[bytes]], list[Any]], items: Sequence[bytes], sizes: Sequence[int]
     ) -> list[Any]:
         """`work` over slices of `items` of about `_TASK_SIZE` bytes each, on the pool, in order."""
-        slices, start, size = [], 0, 0
-        for row, length in enumerate(sizes):
-            size += length
-            if size >= _TASK_SIZE:
-                slices.append(items[start : row + 1])
-                start, size = row + 1, 0
-        if start < len(items):
-            slices.append(items[start:])
-        results: list[Any] = []
-        for done in self._executor().map(work, slices):
-            results += done
-        return results
+        return list(chain.from_iterable(self._executor().map(work, _stretches(items, sizes, _TASK_SIZE))))
 
     def _compress_all(self, plain: Sequence[bytes]) -> list[tuple[int, bytes]]:
         compressor = self._compressor()
@@ -487,6 +510,19 @@ _READ_SIZE: Final = MIB
 
 def _hash_all(contents: Sequence[bytes]) -> list[bytes]:
     return [blake3(content).digest() for content in contents]
+
+
+def _stretches(items: Sequence[bytes], sizes: Sequence[int], size_min: int) -> list[Sequence[bytes]]:
+    """Slices of `items` of at least `size_min` bytes each, but the last."""
+    slices, start, size = [], 0, 0
+    for row, length in enumerate(sizes):
+        size += length
+        if size >= size_min:
+            slices.append(items[start : row + 1])
+            start, size = row + 1, 0
+    if start < len(items):
+        slices.append(items[start:])
+    return slices
 
 
 def _fitting(payloads: Sequence[bytes], start: int, room: int) -> int:

@@ -53,7 +53,11 @@ def compress(plain: bytes, compressor: zstandard.ZstdCompressor | None) -> tuple
     """Return (codec, bytes): compressed, or as they are where that is not smaller or no compressor is given."""
     if compressor is None or len(plain) < COMPRESS_SIZE_MIN:
         return CODEC_STORED, plain
-    small = compressor.compress(plain)
+    return shorter(plain, compressor.compress(plain))
+
+
+def shorter(plain: bytes, small: bytes) -> tuple[int, bytes]:
+    """(codec, bytes) of whichever is smaller: the content itself or its compressed form."""
     return (CODEC_ZSTD, small) if len(small) < len(plain) else (CODEC_STORED, plain)
 
 
