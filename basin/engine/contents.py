@@ -27,7 +27,15 @@ from blake3 import blake3
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.options import Options
-from basin.engine.reader import CHANGED_IN_MEMORY, SealedGrain, StratumReader, StratumReaders, open_again, open_all
+from basin.engine.reader import (
+    CHANGED_IN_MEMORY,
+    SealedGrain,
+    StratumReader,
+    StratumReaders,
+    open_again,
+    open_all,
+    open_together,
+)
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
@@ -43,7 +51,10 @@ _PARALLEL_SIZE_MIN: Final = 256 << 10
 """Below this many bytes a batch is done before a second thread has woken up."""
 _PARALLEL_ITEM_MIN: Final = 512
 """Below this mean size threads wait for the interpreter's lock more than they work."""
+_FETCH_ITEM_MIN: Final = 16 << 10
+"""The same where every item is read and opened by calls of its own."""
 _TASK_SIZE: Final = 128 << 10
+_READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
 _contexts = threading.local()
@@ -203,8 +214,13 @@ class Contents:
         return keys
 
     def _is_parallel(self, size: int, count: int) -> bool:
-        """Whether a batch is worth the pool."""
-        return size >= _PARALLEL_SIZE_MIN and size >= _PARALLEL_ITEM_MIN * count and self._options.worker_count > 1
+        """Whether a batch is worth the pool, and this is not one of its threads."""
+        return (
+            size >= _PARALLEL_SIZE_MIN
+            and size >= _PARALLEL_ITEM_MIN * count
+            and self._options.worker_count > 1
+            and not threading.current_thread().name.startswith(_POOL_NAME)
+        )
 
     def _append_new(
         self,
@@ -412,7 +428,11 @@ class Contents:
         """The contents of the grains in memory among `cached`, whose content keys are `keys`."""
         grains = [sealed for sealed in cached if sealed is not None]
         try:
-            contents = self._on_pool(open_all, grains, sum([len(sealed.data) for sealed in grains]))
+            size = sum([len(sealed.data) for sealed in grains])
+            if self._is_parallel(size, len(grains)):
+                contents = self._on_pool(open_together, grains, size)
+            else:
+                contents = open_all(grains)
             if self._sealed or _hash_all(contents) == list(keys):
                 return contents
         except CHANGED_IN_MEMORY:
@@ -427,13 +447,14 @@ class Contents:
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
         places = self._locator.find_many(grain_keys)
         size = sum([place.length for place in places if place is not None])
-        return self._on_pool(self._fetch_all, list(zip(keys, grain_keys, places, strict=True)), size)
+        wanted = list(zip(keys, grain_keys, places, strict=True))
+        if size >= _FETCH_ITEM_MIN * len(keys) and self._is_parallel(size, len(keys)):
+            return self._on_pool(self._fetch_all, wanted, size)
+        return self._fetch_all(wanted)
 
     def _on_pool(self, work: Callable[[Sequence[T]], list[bytes]], items: Sequence[T], size: int) -> list[bytes]:
-        """`work` over all `items`, which hold `size` bytes, in slices on the pool where that is worth it."""
-        if not self._is_parallel(size, len(items)) or threading.current_thread().name.startswith(_POOL_NAME):
-            return work(items)
-        step = max(1, len(items) * _TASK_SIZE // size)
+        """`work` over all `items`, which hold `size` bytes, in slices on the pool."""
+        step = max(1, len(items) * _READ_TASK_SIZE // size)
         slices = [items[at : at + step] for at in range(0, len(items), step)]
         return list(chain.from_iterable(self._executor().map(work, slices)))
 
