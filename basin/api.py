@@ -33,7 +33,7 @@ from basin.engine.keyring import create_basin_keys, delete_slot_files, unlock
 from basin.engine.log import RESERVE_NAME
 from basin.engine.options import Options, make_options
 from basin.engine.secret import Secret
-from basin.engine.state import EMPTY_HASH, State
+from basin.engine.state import State
 from basin.errors import (
     AlreadyExists,
     InvalidArgument,
@@ -307,7 +307,7 @@ def _start(core: Core, expect_head: Head | None) -> None:
         def build(state: State) -> Record | None:
             if state.slots:
                 return None
-            return Record(0, 0, EMPTY_HASH, 0, slots_added=[Slot(slot.slot_id, slot.public_key)])
+            return Record(slots_added=[Slot(slot.slot_id, slot.public_key)])
 
         core.append(build)
     if core.writable and core.options.reserve_size:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from basin.engine.index import IndexReader
 from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
-from basin.engine.state import ACTIVE, EMPTY_HASH, FINISHED, State, last_version, state_to_map
+from basin.engine.state import ACTIVE, FINISHED, State, last_version, state_to_map
 from basin.engine.writer import StratumWriter, append_index
 from basin.errors import AlreadyExists, BasinError, CorruptionError, ObjectMissing, OutOfSpace, StorageUnavailable
 from basin.format.checkpoint import encode_checkpoint
@@ -140,11 +140,7 @@ def flush(core: Core) -> bool:
         core, [memtable_columns(table)], list(table.ranges), after=state.flushed, through=state.position
     )
     done = core.append(
-        lambda now: (
-            Record(0, 0, EMPTY_HASH, 0, name_runs_added=[run], strata_added=[added])
-            if now.flushed == state.flushed
-            else None
-        )
+        lambda now: Record(name_runs_added=[run], strata_added=[added]) if now.flushed == state.flushed else None
     )
     if not done:
         core.delete_stratum(StratumKind.META, run.id)
@@ -194,10 +190,6 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
     empty = not run.entries and not kept_ranges
     done = core.append(
         lambda _: Record(
-            0,
-            0,
-            EMPTY_HASH,
-            0,
             name_runs_added=[] if empty else [run],
             name_runs_removed=removed,
             strata_added=[] if empty else [added],
@@ -331,10 +323,6 @@ def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> 
     done = core.append(
         lambda now: (
             Record(
-                0,
-                0,
-                EMPTY_HASH,
-                0,
                 index_runs_added=[run],
                 index_runs_removed=removed,
                 strata_added=[added],
@@ -457,10 +445,6 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
     done = core.append(
         lambda now: (
             Record(
-                0,
-                0,
-                EMPTY_HASH,
-                0,
                 strata_added=[added],
                 strata_removed=[*small, *emptied],
                 index_runs_removed=emptied,
@@ -529,4 +513,4 @@ def raise_floor(core: Core) -> None:
     floor = max(floor, core.log.position_within(core.options.history_size))
     floor = min(floor, state.position, *state.pins.values())
     if floor > state.floor:
-        core.append(lambda now: Record(0, 0, EMPTY_HASH, 0, floor=floor) if floor > now.floor else None)
+        core.append(lambda now: Record(floor=floor) if floor > now.floor else None)

@@ -39,7 +39,6 @@ from basin.engine.recovery import recover
 from basin.engine.runs import write_batch_run
 from basin.engine.state import (
     ACTIVE,
-    EMPTY_HASH,
     FINISHED,
     State,
     apply,
@@ -501,10 +500,6 @@ class Core:
                 if accepted:
                     self._append_record(
                         Record(
-                            session=0,
-                            sequence=0,
-                            previous=EMPTY_HASH,
-                            time_ms=0,
                             batches=[pending.batch for pending in accepted if pending.batch is not None],
                             strata_added=added,
                             name_runs_added=[pending.run for pending in accepted if pending.run],
@@ -695,7 +690,7 @@ class Core:
             return
         with self.commit_mutex:
             if not self.session:
-                self.append(lambda _: Record(0, 0, EMPTY_HASH, 0))
+                self.append(lambda _: Record())
             if not self._recovered:
                 self._recovered = True
                 recover(self)
@@ -838,9 +833,7 @@ class Core:
             session = self.session
             self.append(
                 lambda state: (
-                    Record(0, 0, EMPTY_HASH, 0, strata_added=added, sessions_ended=[session])
-                    if session in state.sessions
-                    else None
+                    Record(strata_added=added, sessions_ended=[session]) if session in state.sessions else None
                 )
             )
             self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")

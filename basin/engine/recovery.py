@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from basin.engine.compaction import write_index_run
-from basin.engine.state import ACTIVE, CUT, EMPTY_HASH, FINISHED, Stratum
+from basin.engine.state import ACTIVE, CUT, FINISHED, Stratum
 from basin.errors import BasinError, CorruptionError, ObjectMissing, StorageUnavailable
 from basin.format.grain import decode_header as decode_grain_header
 from basin.format.index import Entries, IndexEntry, entries_of
@@ -83,7 +83,7 @@ def revoke(core: Core, session: Position) -> None:
     strata += _unlogged_strata(core, session)
     core.append(
         lambda state: (
-            Record(0, 0, EMPTY_HASH, 0, sessions_revoked=[session], strata_added=strata, index_runs_added=runs)
+            Record(sessions_revoked=[session], strata_added=strata, index_runs_added=runs)
             if session in state.sessions
             else None
         )

@@ -21,7 +21,7 @@ from basin.engine.names import BrokenRun, RunReader
 from basin.engine.reader import StratumReader
 from basin.engine.recovery import stored_strata, sweep
 from basin.engine.runs import Columns, write_run
-from basin.engine.state import ACTIVE, EMPTY_HASH, Stratum
+from basin.engine.state import ACTIVE, Stratum
 from basin.engine.verify import index_rows, scan_places
 from basin.engine.writer import stratum_name
 from basin.errors import CorruptionError, StorageError
@@ -72,7 +72,7 @@ def _repair_index_runs(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     if bad and not dry_run:
         removed = [run.id for run in bad]
         present = [identity for identity in removed if identity in core.state.strata]
-        if core.append(lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_removed=removed, strata_removed=present)):
+        if core.append(lambda _: Record(index_runs_removed=removed, strata_removed=present)):
             for identity in removed:
                 core.delete_stratum(StratumKind.INDEX, identity)
 
@@ -135,12 +135,10 @@ def _repair_indexes(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
         return
     damaged = [core.keyring.grain_keys.content_key(key) for key in sorted(lost)]
     if not strata:
-        core.append(lambda _: Record(0, 0, EMPTY_HASH, 0, damaged=damaged))
+        core.append(lambda _: Record(damaged=damaged))
         return
     run, added_index = write_index_run(core, strata, len(rows), [entries_of(rows)])
-    core.append(
-        lambda _: Record(0, 0, EMPTY_HASH, 0, index_runs_added=[run], strata_added=[added_index], damaged=damaged)
-    )
+    core.append(lambda _: Record(index_runs_added=[run], strata_added=[added_index], damaged=damaged))
 
 
 def _own_entries(core: Core, known: Stratum) -> set[tuple[bytes, int, int]] | None:
@@ -229,10 +227,6 @@ def _rewrite_run(core: Core, reader: RunReader, blocks: list[Block]) -> None:
     run, added = write_run(core, map(_columns, blocks), reader.ranges, after=old.after, through=old.through)
     done = core.append(
         lambda _: Record(
-            0,
-            0,
-            EMPTY_HASH,
-            0,
             name_runs_added=[run],
             name_runs_removed=[old.id],
             strata_added=[added],

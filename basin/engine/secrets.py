@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from basin.engine.keyring import add_slot, delete_slot_files, list_slots, remove_slot, rotate
 from basin.engine.secret import Secret
-from basin.engine.state import EMPTY_HASH, State
+from basin.engine.state import State
 from basin.errors import Conflict, InvalidArgument
 from basin.format.record import Record, Slot
 
@@ -73,7 +73,7 @@ class Secrets:
             # A rotation in between would leave this slot without the new generation.
             if state.generation not in held:
                 return None
-            return Record(0, 0, EMPTY_HASH, 0, slots_added=[Slot(slot_id, public_key)])
+            return Record(slots_added=[Slot(slot_id, public_key)])
 
         if not core.append(build):
             delete_slot_files(core.storage, slot_id)
@@ -94,11 +94,7 @@ class Secrets:
         if len(core.state.slots) == 1:
             raise InvalidArgument("the last key slot cannot be removed: nothing would open the basin", slot_id=slot_id)
         if not core.append(
-            lambda state: (
-                Record(0, 0, EMPTY_HASH, 0, slots_removed=[slot_id])
-                if slot_id in state.slots and len(state.slots) > 1
-                else None
-            )
+            lambda state: Record(slots_removed=[slot_id]) if slot_id in state.slots and len(state.slots) > 1 else None
         ):
             raise Conflict(f"key slot {slot_id} was changed meanwhile", slot_id=slot_id)
         remove_slot(core.storage, core.keyring.basin_id, slot_id)
@@ -114,8 +110,6 @@ class Secrets:
         core.refresh()
         valid = dict(core.state.slots)
         generation = rotate(core.storage, core.keyring, valid)
-        if not core.append(
-            lambda state: Record(0, 0, EMPTY_HASH, 0, generation=generation) if dict(state.slots) == valid else None
-        ):
+        if not core.append(lambda state: Record(generation=generation) if dict(state.slots) == valid else None):
             raise Conflict("the key slots were changed meanwhile: rotate again", generation=generation)
         return generation

@@ -267,12 +267,15 @@ class Slot(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """One atomic step of the log. Everything but the first five fields is optional and absent when empty."""
+    """One atomic step of the log. Everything but the first five fields is optional and absent when empty.
 
-    session: int
-    sequence: int
-    previous: bytes
-    time_ms: int
+    Whoever wants something recorded leaves the first four out: `Core` fills them in when it appends.
+    """
+
+    session: int = 0
+    sequence: int = 0
+    previous: bytes = bytes(HASH_SIZE)
+    time_ms: int = 0
     rules: int = RULES_VERSION
     batches: list[Batch] = field(default_factory=list)
     strata_added: list[StratumAdded] = field(default_factory=list)
@@ -328,7 +331,8 @@ _SHORT: Final = {
     "damaged": "dmg",
 }
 """Names of the fields in the map: short, because a commit of one small name should be one small write."""
-_ALWAYS: Final = frozenset({"s", "q", "p", "t", "r"})
+_REQUIRED: Final = frozenset({"s", "q", "p", "t"})
+_ALWAYS: Final = _REQUIRED | {"r"}
 _SHORT_NAMES: Final = tuple(_SHORT.values())
 _values_of: Final = attrgetter(*_SHORT)
 _LONG: Final = {short: name for name, short in _SHORT.items()}
@@ -365,12 +369,14 @@ def decode_record(payload: bytes) -> Record:
             values[name] = value
         elif isinstance(short, str) and short.startswith("!"):
             raise UnsupportedVersion(f"log field {short!r} needs a newer Basin", version=short)
+    if not fields.keys() >= _REQUIRED:
+        raise CorruptionError("a log record is malformed")
     try:
         decoded = {name: _DECODERS[name](value) for name, value in values.items()}
         record = Record(**decoded)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CorruptionError("a log record is malformed") from error
-    if len(record.previous) != 32:
+    if len(record.previous) != HASH_SIZE:
         raise CorruptionError("a log record names no previous record")
     if record.rules > RULES_VERSION:
         raise UnsupportedVersion(f"log rules {record.rules} need a newer Basin", version=record.rules)
