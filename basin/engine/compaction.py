@@ -143,7 +143,7 @@ def flush(core: Core) -> bool:
         lambda now: Record(name_runs_added=[run], strata_added=[added]) if now.flushed == state.flushed else None
     )
     if not done:
-        core.delete_stratum(StratumKind.META, run.id)
+        core.own_strata.delete(StratumKind.META, run.id)
     return done
 
 
@@ -197,9 +197,9 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
         )
     )
     for identity in removed if done else ():
-        core.delete_stratum(StratumKind.META, identity)
+        core.own_strata.delete(StratumKind.META, identity)
     if not done or empty:
-        core.delete_stratum(StratumKind.META, run.id)
+        core.own_strata.delete(StratumKind.META, run.id)
     return done
 
 
@@ -333,7 +333,7 @@ def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> 
         )
     )
     for identity in removed if done else [run.id]:
-        core.delete_stratum(StratumKind.INDEX, identity)
+        core.own_strata.delete(StratumKind.INDEX, identity)
     return done
 
 
@@ -393,14 +393,14 @@ def write_index_run(
     core: Core, strata: list[StratumId], count: int, parts: Iterable[Entries]
 ) -> tuple[IndexRun, StratumAdded]:
     """Write an index run in a stratum of its own, durable, not yet in the log."""
-    writer = core.new_stratum(StratumKind.INDEX)
+    writer = core.own_strata.create(StratumKind.INDEX)
     try:
         builder = IndexBuilder(strata, count, writer.tag_key, writer.id)
         _, location = append_index(writer, builder, parts)
         writer.finish_with(location)
         return IndexRun(writer.id, count, strata), writer.describe(FINISHED)
     except BaseException:
-        core.discard(writer)
+        core.own_strata.discard(writer)
         raise
 
 
@@ -431,13 +431,13 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
     """Copy all grains of small strata into one new stratum, and remove the small ones."""
     core.ensure_session()
     kind = StratumKind(core.state.strata[small[0]].added.kind)
-    writer = core.new_stratum(kind)
+    writer = core.own_strata.create(kind)
     try:
         for identity in small:
             _copy_grains(core, identity, writer)
         writer.finish()
     except BaseException:
-        core.discard(writer)
+        core.own_strata.discard(writer)
         raise
     added = writer.describe(FINISHED)
     gone = set(small)
@@ -454,9 +454,9 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
         )
     )
     for identity in small if done else [writer.id]:
-        core.delete_stratum(kind, identity)
+        core.own_strata.delete(kind, identity)
     for identity in emptied if done else ():
-        core.delete_stratum(StratumKind.INDEX, identity)
+        core.own_strata.delete(StratumKind.INDEX, identity)
     return done
 
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import zstandard
 from blake3 import blake3
@@ -36,10 +36,11 @@ from basin.engine.reader import (
     open_all,
     open_together,
 )
+from basin.engine.sources import BytesSource, Source, parts_of, read_fully
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
-from basin.format.layout import CODEC_STORED, FLAG_LINKS, MIB, Kind, StratumKind
+from basin.format.layout import CODEC_STORED, FLAG_LINKS, Kind, StratumKind
 from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links, shorter
 from basin.terms import ContentKey, Location, StratumId
 
@@ -58,14 +59,6 @@ _READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
 _contexts = threading.local()
-
-
-class Source(Protocol):
-    """Anything with `read(size) -> bytes`: an open binary file, a socket's file, a decompressor."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; empty at the end."""
-        ...
 
 
 class Contents:
@@ -101,7 +94,7 @@ class Contents:
     def put(self, content: bytes, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
         """Store `content`, unless it is there; returns its content key."""
         if len(content) > self._options.part_max:
-            return self.put_stream(_BytesSource(content), relied, links)
+            return self.put_stream(BytesSource(content), relied, links)
         return self._put_grain(Kind.BLOB, content, relied, links)
 
     def _put_grain(self, kind: Kind, content: bytes, relied: Relied, links: Sequence[bytes]) -> bytes:
@@ -311,7 +304,7 @@ class Contents:
         lengths: list[int] = []
         waiting: deque[Future[bytes]] = deque()
         executor = self._executor()
-        for part in _parts_of(head, source, self._options.part_size):
+        for part in parts_of(head, source, self._options.part_size):
             whole.update(part)
             lengths.append(len(part))
             waiting.append(executor.submit(self._put_part, part, relied))
@@ -526,7 +519,6 @@ class Contents:
 
 
 _POOL_NAME: Final = "basin-worker"
-_READ_SIZE: Final = MIB
 
 
 def _hash_all(contents: Sequence[bytes]) -> list[bytes]:
@@ -555,59 +547,3 @@ def _fitting(payloads: Sequence[bytes], start: int, room: int) -> int:
         if room <= 0:
             break
     return stop
-
-
-def read_fully(source: Source, size: int) -> bytes:
-    """Read until `size` bytes or the end: pipes and sockets give less than they are asked for."""
-    pieces, missing = [], size
-    while missing:
-        piece = source.read(min(missing, _READ_SIZE))
-        if not piece:
-            break
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def _parts_of(head: bytes, source: Source, size: int) -> Iterator[bytes]:
-    """Fixed parts of `size` bytes of `head` and what follows it; the last may be smaller."""
-    at = 0
-    while len(head) - at >= size:
-        yield head[at : at + size]
-        at += size
-    rest = head[at:]
-    while True:
-        part = rest + read_fully(source, size - len(rest))
-        if not part:
-            return
-        yield part
-        rest = b""
-
-
-class _BytesSource:
-    """Bytes as a source, without copying them all."""
-
-    def __init__(self, content: bytes) -> None:
-        self._view = memoryview(content)
-
-    def read(self, size: int, /) -> bytes:
-        piece, self._view = self._view[:size], self._view[size:]
-        return bytes(piece)
-
-
-class IterableSource:
-    """An iterable of `bytes` as a source."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
-        self._left = b""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes of the current piece."""
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
-            self._left = piece
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken

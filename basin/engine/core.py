@@ -38,8 +38,6 @@ from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
 from basin.engine.runs import write_batch_run
 from basin.engine.state import (
-    ACTIVE,
-    FINISHED,
     State,
     apply,
     first_version,
@@ -47,7 +45,8 @@ from basin.engine.state import (
     last_version,
     state_from_map,
 )
-from basin.engine.writer import StratumWriter, stratum_name
+from basin.engine.strata import OwnStrata
+from basin.engine.writer import StratumWriter
 from basin.errors import (
     BasinClosed,
     BasinError,
@@ -57,7 +56,6 @@ from basin.errors import (
     ObjectMissing,
     OutOfSpace,
     ReadOnly,
-    StorageError,
     StorageUnavailable,
 )
 from basin.format.checkpoint import decode_checkpoint
@@ -121,10 +119,10 @@ class Core:
         self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
         self.readers = StratumReaders(storage, keyring, options.open_files_max, Cache(options.cache_size))
         self.locator = GrainLocator(self.readers)
+        self.own_strata = OwnStrata(storage, keyring, options, self.readers, self.locator)
         self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)
         self.current = Current(State(), Tables((Memtable(),), ()))
         self.cursor = START
-        self.session: Position = 0
         self._recovered = False
         self.sequence = 0
         self.closed = ""
@@ -141,8 +139,6 @@ class Core:
         self._unreported: BasinError | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()
-        self._writers: dict[StratumKind, StratumWriter] = {}
-        self._unlogged: list[StratumAdded] = []
         self._session_lock: LockFile | None = None
         self._half_followed = False
         """Whether the memtable may hold names of a position that nobody reached."""
@@ -215,6 +211,11 @@ class Core:
         return order_runs([by_id.get(run.id) or open_run(run, self.readers) for run in runs])
 
     # --- following the log ------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Position:
+        """The session of this handle; 0 if it has none yet, or none any more."""
+        return self.own_strata.session
 
     @property
     def state(self) -> State:
@@ -475,7 +476,7 @@ class Core:
     def _leave(self, group: Sequence[Pending]) -> None:
         """What was committed, or failed, is no longer on its way; a lock that stayed busy puts it back."""
         unwritten = [pending for pending in group if isinstance(pending.error, StorageUnavailable)]
-        self._forget_runs({pending.run.id for pending in unwritten if pending.run is not None})
+        self.own_strata.forget_runs({pending.run.id for pending in unwritten if pending.run is not None})
         with self._pending_mutex:
             for pending in reversed(unwritten):
                 if pending in self._committing:
@@ -492,7 +493,7 @@ class Core:
             for pending in group:
                 pending.batch = self._encode_batch(pending)
             with self.contents.mutex:
-                added = self._sync_strata()
+                added = self.own_strata.sync(self.state.strata)
             with self.log.exclusive():
                 self.catch_up()
                 accepted, relied, revived = self._accept(group)
@@ -508,7 +509,7 @@ class Core:
                         ),
                         sync=self.options.sync != "never",
                     )
-        self._settle_strata(added)
+        self.own_strata.settle(added, self.state.strata)
         for pending in group:
             pending.position = self.state.position
             pending.done = True
@@ -523,7 +524,7 @@ class Core:
             return batch
         self.ensure_session()
         pending.run, added = write_batch_run(self, pending.names)
-        self._unlogged.append(added)
+        self.own_strata.add([added])
         return Batch(ranges=batch.ranges, run=pending.run.id)
 
     def _accept(self, group: Sequence[Pending]) -> tuple[list[Pending], list[StratumId], list[StratumId]]:
@@ -549,16 +550,8 @@ class Core:
         refused = {pending.run.id for pending in group if pending.run is not None and pending.error is not None}
         if not refused:
             return added
-        self._forget_runs(refused)
+        self.own_strata.forget_runs(refused)
         return [one for one in added if one.id not in refused]
-
-    def _forget_runs(self, refused: set[StratumId]) -> None:
-        """Delete runs of large batches that no record names."""
-        for one in [one for one in self._unlogged if one.id in refused]:
-            self._unlogged.remove(one)  # In place: other threads append meanwhile.
-        for identity in refused:
-            with contextlib.suppress(StorageError):  # Then the sweep does it.
-                self.delete_stratum(StratumKind.META, identity)
 
     def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
         """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""
@@ -568,7 +561,7 @@ class Core:
         lost = []
         for key, identity in relied.items():
             known = strata.get(identity)
-            if known is None and not self.owns(identity):
+            if known is None and not self.own_strata.owns(identity):
                 place = self.locator.find(self.keyring.grain_keys.grain_key(key))
                 if place is None:
                     lost.append(ContentKey(key))
@@ -621,7 +614,7 @@ class Core:
             raise
         tables = self._next_tables(state, following, self.current.tables, record)
         if record.session_begun:
-            self.session = following.position
+            self.own_strata.session = following.position
         self.sequence = record.sequence
         self._publish(following, tables)
         self.cursor = end
@@ -671,10 +664,7 @@ class Core:
             for pending in (*group, self._pending):
                 dropped += list(pending.names.rows)[: DROPPED_LISTED_MAX - len(dropped)]
             self._pending = Pending()
-        for writer in list(self._writers.values()):
-            writer.abandon(logged=writer.id in self.state.strata)
-            self.locator.writer_abandoned(writer)
-        self._writers = {}
+        self.own_strata.abandon(self.state.strata)
         self.poisoned = BasinPoisoned(
             f"a write failed ({error}); nothing of it was acknowledged, and this handle is read-only at position "
             f"{self.state.position}: reopen the basin",
@@ -708,58 +698,22 @@ class Core:
 
     def writer_for(self, kind: StratumKind) -> StratumWriter:
         """The active stratum of `kind`, made if there is none or the last is full. Under the contents' mutex."""
-        writer = self._writers.get(kind)
-        if writer is not None and not writer.is_full(self.options.stratum_size):
+        writer = self.own_strata.writable(kind)
+        if writer is not None:
             return writer
         if self.poisoned is not None:
             raise self.poisoned
         if not self.session:
             raise ReadOnly("a stratum belongs to a session, and none has begun")
         with self._poisoning(()):
-            if writer is not None:
-                self._finish(writer)
-            writer = self._writers[kind] = self.new_stratum(kind)
-            self.locator.add_writer(writer)
-            return writer
-
-    def new_stratum(self, kind: StratumKind) -> StratumWriter:
-        """A stratum of this session under a fresh name and fresh keys."""
-        identity = StratumId((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
-        return StratumWriter(
-            self.storage, self.keyring, kind, session=self.session, identity=identity, key_material=os.urandom(32)
-        )
-
-    def _finish(self, writer: StratumWriter) -> None:
-        directory = writer.finish()
-        del self._writers[writer.kind]
-        self._unlogged.append(writer.describe(FINISHED))
-        self.locator.writer_finished(writer, directory)
-
-    def _sync_strata(self) -> list[StratumAdded]:
-        """Make all contents durable; returns how the record describes the strata that grew."""
-        added = list(self._unlogged)
-        for writer in self._writers.values():
-            known = self.state.strata.get(writer.id)
-            writer.sync()
-            if known is None or known.added.length < writer.synced_offset:
-                added.append(writer.describe(ACTIVE))
-        return added
-
-    def finish_strata(self) -> list[StratumAdded]:
-        """Finish the active strata; returns all that no record describes yet. For a worker, which appends none."""
-        with self.contents.mutex:
-            for writer in list(self._writers.values()):
-                self._finish(writer)
-            described, self._unlogged = self._unlogged, []
-            return described
+            return self.own_strata.switch(kind)
 
     def commit_strata(
         self, strata: Sequence[StratumAdded], rows: Sequence[tuple[bytes, int, bytes]], relied: Relied
     ) -> None:
         """Add finished strata of this session that workers wrote, and the names that refer to them, in one record."""
         with self.commit_mutex:
-            waiting = {one.id for one in self._unlogged}
-            self._unlogged.extend(one for one in strata if one.id not in waiting and one.id not in self.state.strata)
+            self.own_strata.add(strata, self.state.strata)
             pending = Pending(written=True)
             pending.names.put_all(rows)
             pending.relied.update(relied)
@@ -767,28 +721,6 @@ class Core:
             self._drain()
             if pending.error is not None:
                 raise pending.error
-
-    def _settle_strata(self, added: Sequence[StratumAdded]) -> None:
-        """What the log says in full needs no describing again; a record whose batches all lost was never written."""
-        logged = self.state.strata
-        for one in added:
-            if one.id in logged and logged[one.id].added == one and one in self._unlogged:
-                self._unlogged.remove(one)  # In place: other threads append meanwhile.
-
-    def owns(self, identity: StratumId) -> bool:
-        """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
-        return self.locator.is_own(identity) or any(one.id == identity for one in self._unlogged)
-
-    def discard(self, writer: StratumWriter) -> None:
-        """Give up a stratum that no record names or will name, and its file."""
-        writer.abandon()
-        with contextlib.suppress(StorageError):  # Then the sweep does it.
-            self.delete_stratum(writer.kind, writer.id)
-
-    def delete_stratum(self, kind: int, identity: StratumId) -> None:
-        """Delete the file of a stratum that a record removed."""
-        self.readers.forget(identity)
-        self.storage.delete(stratum_name(kind, identity))
 
     def _run_upkeep(self) -> None:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
@@ -827,9 +759,7 @@ class Core:
             if not self.session:
                 return
             with self._poisoning(()), self.contents.mutex:
-                for writer in list(self._writers.values()):
-                    self._finish(writer)
-                added = list(self._unlogged)
+                added = self.own_strata.finish_all()
             session = self.session
             self.append(
                 lambda state: (
@@ -837,15 +767,13 @@ class Core:
                 )
             )
             self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
-            self.session = 0
+            self.own_strata.session = 0
 
     def release(self, reason: str) -> None:
         """Close every handle without writing. Used at the end, and in a forked child."""
         self.closed = reason
         self._timer_wake.set()
-        for writer in list(self._writers.values()):
-            writer.abandon(logged=writer.id in self.state.strata)
-        self._writers = {}
+        self.own_strata.abandon(self.state.strata)
         self.contents.close()
         self.readers.close()
         self.log.close()

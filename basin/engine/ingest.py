@@ -78,7 +78,7 @@ def make_ticket(core: Core, url: str, secret: Secret | None, options: dict[str, 
 
 def write_items(core: Core, session: Position, items: Iterable[Item], full_name: Any) -> Report:
     """Worker side: store the items in strata of `session`, finish them, and describe them."""
-    core.session = session
+    core.own_strata.session = session
     relied: Relied = {}
     rows: list[tuple[bytes, int, bytes]] = []
     keys: list[bytes] = []
@@ -89,7 +89,8 @@ def write_items(core: Core, session: Position, items: Iterable[Item], full_name:
         for name, key in zip(names, batch_keys, strict=True):
             rows.append((_ROOTS + key, ENTRY_INLINE, b"") if name is None else (name, ENTRY_REFERENCE, key))
         keys += batch_keys
-    strata = core.finish_strata()
+    with core.contents.mutex:
+        strata = core.own_strata.hand_over()
     contents = core.contents
     return Report(
         session,

@@ -179,12 +179,12 @@ def sweep(core: Core) -> int:
         state = core.state
         alone = set(state.sessions) <= {core.session} and not core.tickets
         for kind, identity in files:
-            if identity in state.strata or core.owns(identity):
+            if identity in state.strata or core.own_strata.owns(identity):
                 continue
             header = _header_of(core, kind, identity)
             ended = header is not None and header.session <= state.position and header.session not in state.sessions
             if ended or (header is None and alone):
-                core.delete_stratum(kind, identity)
+                core.own_strata.delete(kind, identity)
                 removed += 1
         removed += _sweep_sessions(core)
         if alone:

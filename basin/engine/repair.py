@@ -74,7 +74,7 @@ def _repair_index_runs(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
         present = [identity for identity in removed if identity in core.state.strata]
         if core.append(lambda _: Record(index_runs_removed=removed, strata_removed=present)):
             for identity in removed:
-                core.delete_stratum(StratumKind.INDEX, identity)
+                core.own_strata.delete(StratumKind.INDEX, identity)
 
 
 def _index_run_problem(core: Core, run: IndexRun) -> str:
@@ -233,7 +233,7 @@ def _rewrite_run(core: Core, reader: RunReader, blocks: list[Block]) -> None:
             strata_removed=[old.id],
         )
     )
-    core.delete_stratum(StratumKind.META, old.id if done else run.id)
+    core.own_strata.delete(StratumKind.META, old.id if done else run.id)
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def _repair_checkpoints(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
 
 def _repair_leftovers(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     for kind, identity, header in stored_strata(core):
-        known = identity in core.state.strata or core.owns(identity)
+        known = identity in core.state.strata or core.own_strata.owns(identity)
         if not known and header is not None and header.session not in core.state.sessions:
             yield RepairAction("leftover", stratum_name(kind, identity), "delete: no record names it", not dry_run)
     if not dry_run:

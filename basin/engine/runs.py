@@ -155,14 +155,14 @@ def write_run(
     through: int,
 ) -> tuple[NameRun, StratumAdded]:
     """A whole run in a stratum of its own, durable, not yet in the log."""
-    writer = core.new_stratum(StratumKind.META)
+    writer = core.own_strata.create(StratumKind.META)
     try:
         builder = RunBuilder(writer, core)
         for columns in parts:
             builder.add(columns)
         return builder.finish(ranges, after=after, through=through)
     except BaseException:
-        core.discard(writer)
+        core.own_strata.discard(writer)
         raise
 
 

@@ -487,7 +487,7 @@ def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
 def _check_leftovers(core: Core) -> Iterator[Finding]:
     """Files that no record names. Those of live sessions are no finding."""
     for kind, identity, header in stored_strata(core):
-        if identity in core.state.strata or core.owns(identity):
+        if identity in core.state.strata or core.own_strata.owns(identity):
             continue
         if header is None:
             yield Finding(

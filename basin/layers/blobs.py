@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 
 from basin.engine.basin import Names
-from basin.engine.contents import Contents, IterableSource, Relied, Source
+from basin.engine.contents import Contents, Relied
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
+from basin.engine.sources import IterableSource, Source
 from basin.errors import ContentNotFound, InvalidArgument
 from basin.format.clast import Clast
 from basin.format.layout import ENTRY_DELETE, KEYSPACE_PREFIX_SIZE

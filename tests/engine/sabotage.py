@@ -17,6 +17,7 @@ from basin.engine import compaction, recovery, runs
 from basin.engine.core import Core
 from basin.engine.log import FileLog, segment_name
 from basin.engine.state import State, Stratum
+from basin.engine.strata import OwnStrata
 from basin.engine.writer import StratumWriter, stratum_name
 from basin.errors import BasinClosed, BasinError
 from basin.format.index import Entries
@@ -61,23 +62,23 @@ def folders_of_strata_are_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 def the_record_is_durable_before_the_strata(patch: pytest.MonkeyPatch) -> None:
     late: list[tuple[StratumWriter, Callable[[StratumWriter], None]]] = []
-    sync, settle = StratumWriter.sync, Core._settle_strata
+    sync, settle = StratumWriter.sync, OwnStrata.settle
 
     def sync_later(self: StratumWriter) -> None:
         _pretend_synced(self)
         late.append((self, sync))
 
-    def sync_now(self: Core, added: Any) -> None:
+    def sync_now(self: OwnStrata, added: Any, logged: Any) -> None:
         for writer, now in late:
             writer.synced_offset = 0
             with contextlib.suppress(BasinClosed):  # A handle of the script that has come to its end.
                 now(writer)
         late.clear()
-        settle(self, added)
+        settle(self, added, logged)
 
     patch.setattr(StratumWriter, "sync", sync_later)
     patch.setattr(StratumWriter, "close", lambda _: None)
-    patch.setattr(Core, "_settle_strata", sync_now)
+    patch.setattr(OwnStrata, "settle", sync_now)
 
 
 def commits_are_acknowledged_before_the_sync(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +115,7 @@ def a_stratum_is_used_after_its_sync_failed(patch: pytest.MonkeyPatch) -> None:
 
     def forgive(self: Core, error: BaseException, group: Any = ()) -> None:
         del error, group
-        for writer in self._writers.values():
+        for writer in self.own_strata._writers.values():
             writer.failed = False
 
     patch.setattr(StratumWriter, "sync", sync_anyway)

@@ -75,7 +75,7 @@ def test_one_entry_that_is_missing_from_an_index_is_found_and_put_back(tmp_path:
     with basin.open(folder, mode="x", profile="open", reserve_size=0) as db:
         keys = db.blobs.put_many([b"content %d " % number * 20 for number in range(200)])
         db.commit()
-        for writer in db.core._writers.values():
+        for writer in db.core.own_strata._writers.values():
             writer.locations.pop(keys[77].digest, None)
     (found,) = [finding for finding in findings(folder) if finding.kind == "index"]
     assert found.severity == "damage"

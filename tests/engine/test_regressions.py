@@ -348,7 +348,7 @@ def test_a_failed_stratum_that_a_record_names_is_kept_when_closing_fails(
     db = open_on(disk)
     key = db.blobs.put(b"content")
     db.commit()
-    next(iter(db.core._writers.values())).failed = True
+    next(iter(db.core.own_strata._writers.values())).failed = True
 
     def unavailable(*_: object) -> None:
         raise StorageUnavailable("busy", object="log/lock", operation="lock")

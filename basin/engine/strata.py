@@ -1,0 +1,136 @@
+"""`OwnStrata`: the strata that one handle is writing, and those it finished and no record describes yet.
+
+Invariants:
+
+- At most one stratum of a kind is active. A full one is finished before the next is created.
+- What was finished stays in `_unlogged` until a record that describes it is in the log: also if a transaction that put
+  contents there loses, for those of others stand beside them.
+- A file is deleted only if no record names it, or after the record that removed it.
+
+Switching and syncing happen under the contents' mutex; which record describes what is `core`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from basin.engine.index import GrainLocator
+from basin.engine.keyring import Keyring
+from basin.engine.options import Options
+from basin.engine.reader import StratumReaders
+from basin.engine.state import ACTIVE, FINISHED, Stratum
+from basin.engine.writer import StratumWriter, stratum_name
+from basin.errors import StorageError
+from basin.format.layout import StratumKind
+from basin.format.record import StratumAdded
+from basin.storage.protocol import Storage
+from basin.terms import Position, StratumId
+
+
+class OwnStrata:
+    """Creates, switches, syncs and finishes strata of one session. `session` is 0 until it has begun."""
+
+    def __init__(
+        self, storage: Storage, keyring: Keyring, options: Options, readers: StratumReaders, locator: GrainLocator
+    ) -> None:
+        self.session: Position = 0
+        self._storage = storage
+        self._keyring = keyring
+        self._options = options
+        self._readers = readers
+        self._locator = locator
+        self._writers: dict[StratumKind, StratumWriter] = {}
+        self._unlogged: list[StratumAdded] = []
+
+    def writable(self, kind: StratumKind) -> StratumWriter | None:
+        """The active stratum of `kind` if there is room in it."""
+        writer = self._writers.get(kind)
+        return writer if writer is not None and not writer.is_full(self._options.stratum_size) else None
+
+    def switch(self, kind: StratumKind) -> StratumWriter:
+        """Finish the active stratum of `kind`, if there is one, and begin another."""
+        writer = self._writers.get(kind)
+        if writer is not None:
+            self._finish(writer)
+        writer = self._writers[kind] = self.create(kind)
+        self._locator.add_writer(writer)
+        return writer
+
+    def create(self, kind: StratumKind) -> StratumWriter:
+        """A stratum of this session under a fresh name and fresh keys."""
+        identity = StratumId((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+        return StratumWriter(
+            self._storage, self._keyring, kind, session=self.session, identity=identity, key_material=os.urandom(32)
+        )
+
+    def _finish(self, writer: StratumWriter) -> None:
+        directory = writer.finish()
+        del self._writers[writer.kind]
+        self._unlogged.append(writer.describe(FINISHED))
+        self._locator.writer_finished(writer, directory)
+
+    def sync(self, logged: Mapping[StratumId, Stratum]) -> list[StratumAdded]:
+        """Make all contents durable; returns how a record describes the strata that grew since those in `logged`."""
+        added = list(self._unlogged)
+        for writer in self._writers.values():
+            known = logged.get(writer.id)
+            writer.sync()
+            if known is None or known.added.length < writer.synced_offset:
+                added.append(writer.describe(ACTIVE))
+        return added
+
+    def finish_all(self) -> list[StratumAdded]:
+        """Finish the active strata; returns all that no record describes yet."""
+        for writer in list(self._writers.values()):
+            self._finish(writer)
+        return list(self._unlogged)
+
+    def hand_over(self) -> list[StratumAdded]:
+        """`finish_all` for a worker, which appends no record: somebody else will."""
+        described = self.finish_all()
+        self._unlogged = []
+        return described
+
+    def add(self, finished: Iterable[StratumAdded], logged: Collection[StratumId] = ()) -> None:
+        """The next record describes these, too, but for those that are in the log already."""
+        waiting = {one.id for one in self._unlogged}
+        self._unlogged.extend(one for one in finished if one.id not in waiting and one.id not in logged)
+
+    def settle(self, added: Sequence[StratumAdded], logged: Mapping[StratumId, Stratum]) -> None:
+        """What the log says in full needs no describing again; a record whose batches all lost was never written."""
+        for one in added:
+            if one.id in logged and logged[one.id].added == one and one in self._unlogged:
+                self._unlogged.remove(one)  # In place: other threads append meanwhile.
+
+    def owns(self, identity: StratumId) -> bool:
+        """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
+        return self._locator.is_own(identity) or any(one.id == identity for one in self._unlogged)
+
+    def forget_runs(self, refused: Collection[StratumId]) -> None:
+        """Delete runs of names of large batches that no record names."""
+        for one in [one for one in self._unlogged if one.id in refused]:
+            self._unlogged.remove(one)  # In place: other threads append meanwhile.
+        for identity in refused:
+            with contextlib.suppress(StorageError):  # Then the sweep does it.
+                self.delete(StratumKind.META, identity)
+
+    def discard(self, writer: StratumWriter) -> None:
+        """Give up a stratum that no record names or will name, and its file."""
+        writer.abandon()
+        with contextlib.suppress(StorageError):  # Then the sweep does it.
+            self.delete(writer.kind, writer.id)
+
+    def delete(self, kind: int, identity: StratumId) -> None:
+        """Delete the file of a stratum that a record removed."""
+        self._readers.forget(identity)
+        self._storage.delete(stratum_name(kind, identity))
+
+    def abandon(self, logged: Collection[StratumId]) -> None:
+        """Append to no active stratum again: something failed, or the handle ends. Those in `logged` keep the file."""
+        for writer in list(self._writers.values()):
+            writer.abandon(logged=writer.id in logged)
+            self._locator.writer_abandoned(writer)
+        self._writers = {}
