@@ -153,18 +153,21 @@ def _size_class(size: int) -> int:
 
 
 def plan_names_merge(runs: Sequence[NameRun]) -> Sequence[NameRun]:
-    """The newest runs to merge, or none. Runs stand in the order of the positions they cover.
+    """Neighbouring runs to merge, or none. Runs stand in the order of the positions they cover.
 
-    For each size class in turn: the newest runs of that class or smaller, if four or more are of that very class. So a
-    byte is written again about once a class; merging whatever comes to four would write everything again each time.
+    A run counts as one of the largest size class among itself and those that are newer, for it cannot be merged with
+    older ones without them; four of a class are merged. So a class never has more than three, whatever the sizes
+    are, and a byte is written again about once a class; merging whatever comes to four would write everything again
+    each time.
     """
-    classes = [_size_class(run.size) for run in runs]
-    for limit in sorted(set(classes)):
-        start = len(runs)
-        while start and classes[start - 1] <= limit:
-            start -= 1
-        if classes[start:].count(limit) >= MERGE_WIDTH:
-            return runs[start:]
+    classes: list[int] = []
+    for run in reversed(runs):
+        classes.append(max(_size_class(run.size), classes[-1] if classes else 0))
+    classes.reverse()
+    for number in sorted(set(classes)):
+        start, count = classes.index(number), classes.count(number)
+        if count >= MERGE_WIDTH:
+            return runs[start : start + count]
     return []
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from basin.api import Database, open_storage
 from basin.engine import compaction
-from basin.engine.compaction import MERGE_WIDTH, plan_index_merge, plan_names_merge, plan_strata_merge
+from basin.engine.compaction import MERGE_WIDTH, _size_class, plan_index_merge, plan_names_merge, plan_strata_merge
 from basin.engine.state import State
 from basin.format.record import NameRun
 from basin.terms import ContentKey, StratumId
@@ -56,23 +56,27 @@ def test_the_newest_runs_of_one_size_are_merged() -> None:
     # A small run that lies between large ones goes with them, or order would be lost.
     mixed = [run(1, large), run(2, small), run(3, large), run(4, large), run(5, large)]
     assert plan_names_merge(mixed) == mixed
+    # Newer runs that are smaller, and few, stay as they are.
+    assert plan_names_merge([*mixed, run(6, small)]) == mixed
 
 
-@pytest.mark.parametrize("sizes", [[1 << 16], [1 << 12, 1 << 18, 1 << 22], [1 << 20, 1 << 14]])
-def test_merging_ends_and_leaves_few_runs(sizes: list[int]) -> None:
-    """Each byte is written again once a size class, and runs grow with the logarithm of what was flushed."""
+@pytest.mark.parametrize("sizes", [[1 << 16], [1 << 12, 1 << 18, 1 << 22], [1 << 20, 1 << 14], []])
+def test_merging_ends_and_leaves_few_runs(sizes: list[int], rng: random.Random) -> None:
+    """Each byte is written again once a size class, and there are at most three runs of a class, at any time."""
     runs: list[NameRun] = []
     written, flushed = 0, 0
-    for number in range(500):
-        size = sizes[number % len(sizes)]
+    for number in range(1000):
+        size = sizes[number % len(sizes)] if sizes else int(rng.lognormvariate(12, 1.5))
         runs.append(run(number, size))
         flushed += size
         while window := plan_names_merge(runs):
-            merged = run(number, sum(one.size for one in window))
+            start = runs.index(window[0])
+            assert runs[start : start + len(window)] == window
+            merged = run(window[-1].after, sum(one.size for one in window))
             written += merged.size
-            runs = [one for one in runs if one not in window] + [merged]
-    assert len(runs) <= 3 * 12
-    assert written <= 12 * flushed
+            runs[start : start + len(window)] = [merged]
+        assert len(runs) <= (MERGE_WIDTH - 1) * (_size_class(flushed) + 1)
+    assert written <= 6 * flushed
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
