@@ -348,6 +348,8 @@ class Keyspace:
     def delete_range(self, start: Any = None, stop: Any = None) -> None:
         self.scope.require_writable()
         low, high = (None if bound is None else sort_key(self.order, bound) for bound in (start, stop))
+        if low is None and stop in (b"", "", ()):
+            return  # Nothing lies before the first name there can be, so nothing is written either.
         if low is None or high is None or low < high:
             self.scope.delete_range(
                 self.space, lambda key: (low is None or key >= low) and (high is None or key < high)
