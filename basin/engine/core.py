@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from basin.engine.cache import Cache
 from basin.engine.compaction import upkeep
 from basin.engine.contents import Contents, Relied
 from basin.engine.index import GrainLocator
@@ -117,7 +116,7 @@ class Core:
         self.writable = writable
         self.cipher = FrameCipher(keyring.basin_id, keyring.log_keys)
         self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
-        self.readers = StratumReaders(storage, keyring, options.open_files_max, Cache(options.cache_size))
+        self.readers = StratumReaders(storage, keyring, options.open_files_max, options.cache_size)
         self.locator = GrainLocator(self.readers)
         self.own_strata = OwnStrata(storage, keyring, options, self.readers, self.locator)
         self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)

@@ -135,7 +135,7 @@ class GrainLocator:
         """Replace a finished stratum's in-memory index by the one in its file."""
         reader = self._readers.get(writer.kind, writer.id)
         with self._swap:
-            self._own_finished[writer.id] = IndexReader(reader, directory, self._readers.cache)
+            self._own_finished[writer.id] = IndexReader(reader, directory, self._readers.page_cache)
             self._writers = [one for one in self._writers if one is not writer]
             self._rebuild_search()
 
@@ -200,7 +200,7 @@ class GrainLocator:
 
     def _open_index(self, kind: int, identity: StratumId) -> IndexReader:
         reader = self._readers.get(kind, identity)
-        return IndexReader(reader, reader.directory(), self._readers.cache)
+        return IndexReader(reader, reader.directory(), self._readers.page_cache)
 
     def _scan(self, kind: int, identity: StratumId, length: int) -> Scanned:
         """Grains of a stratum without an index, up to `length`. Cost: 1.7 µs a grain that was not seen before.

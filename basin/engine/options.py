@@ -36,7 +36,8 @@ class Options:
     - `stratum_size`: a stratum ends here (or at 2^17 grains).
     - `history_s`, `history_size`: old versions and the log are kept this long, as long as the log is no larger.
     - `lock_timeout_s`: how long to wait for another writer's lock.
-    - `cache_size`: what is kept of what was read: blocks of names, pages of indexes, and grains as they are stored.
+    - `cache_size`: what is kept of what was read: a quarter for pages of indexes, the rest for blocks of names and for
+      grains as they are stored.
     - `open_files_max`: strata kept open for reading.
     - `reserve_size`: disk space held back, so that deletions can be recorded on a full disk.
     - `threads`: workers that compress and encrypt in `put_many`, `get_many` and large streams; 0: one a core.

@@ -51,6 +51,9 @@ UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
 CHANGED_IN_MEMORY: Final = (InvalidTag, zstandard.ZstdError)
 """What opening a grain again raises if its bytes are not those that were opened before."""
 
+_PAGES_SHARE: Final = 4
+"""One part in four is for pages of indexes. A load of new contents touches all of them, by the 4 % that pass a filter
+in vain, and reading one again costs little: they must not drive out what costs a decryption."""
 _KEY_AT: Final = 12
 _NONCE_TAIL: Final = bytes(4)
 _PLAIN_BLOBS: Final = {GRAIN_BODY.pack(0, Kind.BLOB, codec, 0, b"")[4:8]: codec for codec in (CODEC_STORED, CODEC_ZSTD)}
@@ -289,9 +292,10 @@ class StratumReader:
 class StratumReaders:
     """The open strata of one handle, at most `open_max` of them, the oldest opened closed first; and grains of them."""
 
-    def __init__(self, storage: Storage, keyring: Keyring, open_max: int, cache: Cache) -> None:
-        """`cache`: bounds what all who read through this keep in memory."""
-        self.cache = cache
+    def __init__(self, storage: Storage, keyring: Keyring, open_max: int, cache_size: int) -> None:
+        """`cache_size`: bytes that all who read through this keep in memory."""
+        self.cache = Cache(cache_size - cache_size // _PAGES_SHARE)
+        self.page_cache = Cache(cache_size // _PAGES_SHARE)
         self.grains: dict[bytes, SealedGrain] = {}
         """Grains read lately, by content key."""
         self._grains_of: set[StratumId] = set()

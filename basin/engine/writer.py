@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from basin.engine.keyring import Keyring
 from basin.errors import StorageError
 from basin.format.crypto import TAG_SIZE, StratumKeys
-from basin.format.grain import associated_data, encode_body
+from basin.format.grain import CHECKSUM, associated_data, encode_body
 from basin.format.index import ENTRY, Entries, IndexBuilder, IndexDirectory, sort_entries
 from basin.format.layout import (
     CODEC_STORED,
@@ -249,6 +249,7 @@ class StratumWriter:
         entries = np.zeros(count, dtype=ENTRY)
         joined = np.frombuffer(keys, dtype=np.dtype([("prefix", ">u8"), ("rest", "V24")]))
         entries["prefix"], entries["rest"] = joined["prefix"], joined["rest"]
+        del keys, joined  # 4 MiB for a full stratum, while the sort needs another copy.
         entries["offset"] = places >> np.uint64(_OFFSET_BITS)
         entries["length"] = places & np.uint64(_LENGTH_MASK)
         entries["kind"] = int(Kind.BLOB)
@@ -278,8 +279,13 @@ class StratumWriter:
     def append_unsealed(self, kind: int, data: bytes) -> int:
         """Append one grain in the clear (index pages, whose tags protect them); returns its offset."""
         offset = self.offset
-        grain = encode_body(kind, CODEC_STORED, 0, bytes(32), len(data)) + data
-        self._write(xxhash.xxh32_intdigest(grain).to_bytes(4, "little") + grain)
+        body = encode_body(kind, CODEC_STORED, 0, bytes(32), len(data))
+        checksum = xxhash.xxh32(body)
+        checksum.update(data)
+        self._parts += (CHECKSUM.pack(checksum.intdigest()), body)  # Not joined: `data` is large.
+        self._parts_size += GRAIN_HEADER_SIZE
+        self.offset += GRAIN_HEADER_SIZE
+        self._write(data)
         return offset
 
     @property

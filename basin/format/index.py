@@ -88,6 +88,8 @@ def sort_entries(entries: Entries) -> Entries:
 
 def join_entries(parts: Sequence[Entries]) -> Entries:
     """Arrays one after another. NumPy's `concatenate` would turn the big-endian prefix into native byte order."""
+    if len(parts) == 1:
+        return parts[0]
     return np.frombuffer(b"".join([part.tobytes() for part in parts]), dtype=ENTRY)
 
 

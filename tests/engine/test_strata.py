@@ -8,7 +8,6 @@ import pytest
 import zstandard
 from blake3 import blake3
 
-from basin.engine.cache import Cache
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.reader import StratumReader, StratumReaders, open_again
@@ -86,7 +85,7 @@ class Bench:
         state = State(
             strata={writer.id: Stratum(writer.describe(status), 0, 0) for writer, status in strata}, position=1
         )
-        locator = GrainLocator(StratumReaders(self.storage, self.keyring, 10, Cache(1 << 20)))
+        locator = GrainLocator(StratumReaders(self.storage, self.keyring, 10, 1 << 20))
         locator.update(state, set())
         return locator
 
@@ -328,7 +327,7 @@ def test_what_the_log_does_not_vouch_for_is_not_found(bench: Bench) -> None:
     described = writer.describe(ACTIVE)
     bench.put(writer, CONTENTS[1])
     writer.sync()
-    locator = GrainLocator(StratumReaders(bench.storage, bench.keyring, 10, Cache(1 << 20)))
+    locator = GrainLocator(StratumReaders(bench.storage, bench.keyring, 10, 1 << 20))
     locator.update(State(strata={writer.id: Stratum(described, 0, 0)}, position=1), set())
     assert locator.find(bench.key(CONTENTS[0])) == first
     assert locator.find(bench.key(CONTENTS[1])) is None
