@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Final, NamedTuple, TypeAlias
 
 from basin.engine.cache import Cache
@@ -239,12 +239,15 @@ class Chunk(NamedTuple):
         versions = None if self.versions is None else self.versions[start:stop]
         return Chunk(self.names[start:stop], rows, self.values[start:stop], self.version, versions)
 
+    def each_version(self) -> Iterable[int]:
+        """The version of each, where `rows` is None; without end where all have the same."""
+        return repeat(self.version) if self.versions is None else self.versions
+
     def as_rows(self) -> Iterator[Row]:
         """Its rows, made where they were left out."""
         if self.rows is not None:
             return iter(self.rows)
-        versions = repeat(self.version) if self.versions is None else self.versions
-        return zip(versions, repeat(ENTRY_INLINE), self.values, repeat(0), repeat(None), strict=False)
+        return zip(self.each_version(), repeat(ENTRY_INLINE), self.values, repeat(0), repeat(None), strict=False)
 
 
 class Found(NamedTuple):
@@ -275,7 +278,7 @@ def scan(
     ]
     ranges = [entry for table in overlays for entry in table.ranges] + tables.ranges(version_max)
     ranges = [entry for entry in ranges if entry[0] < stop and start < entry[1]]
-    for chunk in _merge(sources, reverse=reverse):
+    for chunk in _merge(sources, reverse=reverse, versioned=bool(ranges)):
         found = _visible(chunk, ranges, now_ms)
         if reverse:
             found = _reversed(found)
@@ -307,53 +310,62 @@ def _reversed(found: Found) -> Found:
     return Found(found.names[::-1], found.values[::-1], [last - at for at in reversed(found.references)])
 
 
-def _merge(sources: list[Iterator[Chunk]], *, reverse: bool) -> Iterator[Chunk]:
+class _Waiting(NamedTuple):
+    """What is left of a chunk, from `low` to `high`, and where the next one comes from."""
+
+    chunk: Chunk
+    low: int
+    high: int
+    source: Iterator[Chunk]
+
+
+def _merge(sources: list[Iterator[Chunk]], *, reverse: bool, versioned: bool) -> Iterator[Chunk]:
     """Merge chunks of several sources; of equal names the newest row stays.
 
     Each round takes from every source what lies before the nearest end of a chunk, so that all work is done on slices.
+    Unless `versioned`, the versions of what comes out are of no interest.
     """
-    waiting: list[tuple[Chunk, Iterator[Chunk]]] = []
+    waiting: list[_Waiting] = []
     for source in sources:
         _refill(waiting, source)
     while len(waiting) > 1:
-        taken = []
+        taken: list[Chunk] = []
         if reverse:
-            pivot = max(chunk.names[0] for chunk, _ in waiting)
+            pivot = max([chunk.names[low] for chunk, low, _, _ in waiting])
         else:
-            pivot = min(chunk.names[-1] for chunk, _ in waiting)
-        rest, waiting = waiting, []
-        for chunk, source in rest:
-            size = len(chunk.names)
+            pivot = min([chunk.names[high - 1] for chunk, _, high, _ in waiting])
+        before, waiting = waiting, []
+        for chunk, low, high, source in before:
             if reverse:
-                cut = bisect_left(chunk.names, pivot)
-                part, left = chunk.part(cut, size), chunk.part(0, cut)
+                cut = bisect_left(chunk.names, pivot, low, high)
+                part, left = (cut, high), (low, cut)
             else:
-                cut = bisect_right(chunk.names, pivot)
-                part, left = chunk.part(0, cut), chunk.part(cut, size)
-            if part.names:
-                taken.append(part)
-            if left.names:
-                waiting.append((left, source))
+                cut = bisect_right(chunk.names, pivot, low, high)
+                part, left = (low, cut), (cut, high)
+            if part[0] < part[1]:
+                taken.append(chunk.part(*part))
+            if left[0] < left[1]:
+                waiting.append(_Waiting(chunk, *left, source))
             else:
                 _refill(waiting, source)
-        yield taken[0] if len(taken) == 1 else _merged(taken)
-    if waiting:
-        chunk, source = waiting[0]
-        yield chunk
+        yield taken[0] if len(taken) == 1 else _merged(taken, versioned=versioned)
+    for chunk, low, high, source in waiting:
+        yield chunk.part(low, high)
         yield from source
 
 
-def _refill(waiting: list[tuple[Chunk, Iterator[Chunk]]], source: Iterator[Chunk]) -> None:
+def _refill(waiting: list[_Waiting], source: Iterator[Chunk]) -> None:
     chunk = next(source, None)
     if chunk is not None:
-        waiting.append((chunk, source))
+        waiting.append(_Waiting(chunk, 0, len(chunk.names), source))
 
 
-def _merged(chunks: list[Chunk]) -> Chunk:
+def _merged(chunks: list[Chunk], *, versioned: bool) -> Chunk:
     """Rows of several chunks as one, the newest row of each name."""
-    plain = _merged_plain(chunks)
-    if plain is not None:
-        return plain
+    if all(chunk.rows is None for chunk in chunks):
+        plain = _merged_plain(chunks, versioned=versioned)
+        if plain is not None:
+            return plain
     newest: dict[bytes, Row] = {}
     get = newest.get
     for chunk in chunks:
@@ -365,40 +377,40 @@ def _merged(chunks: list[Chunk]) -> Chunk:
     return Chunk(names, [newest[name] for name in names], [], 0)
 
 
-def _merged_plain(chunks: list[Chunk]) -> Chunk | None:
-    """`_merged` without a step per name, where all are inline puts and no name stands in two chunks; else None."""
-    if any(chunk.rows is not None for chunk in chunks):
-        return None
-    base = max(chunks, key=lambda chunk: len(chunk.names))
-    rest = [chunk for chunk in chunks if chunk is not base]
-    if sum([len(chunk.names) for chunk in rest]) * _FEW < len(base.names):
-        return _inserted(base, rest)
+def _merged_plain(chunks: list[Chunk], *, versioned: bool) -> Chunk | None:
+    """`_merged` without a step per name, for inline puts that never expire; None if a name stands in two chunks."""
+    sizes = [len(chunk.names) for chunk in chunks]
+    total, largest = sum(sizes), max(sizes)
+    if (total - largest) * _FEW < largest:
+        base = chunks[sizes.index(largest)]
+        return _inserted(base, [chunk for chunk in chunks if chunk is not base], versioned=versioned)
     values: dict[bytes, bytes] = {}
     versions: dict[bytes, int] = {}
     for chunk in chunks:
         values.update(zip(chunk.names, chunk.values, strict=True))
-        each = repeat(chunk.version) if chunk.versions is None else chunk.versions
-        versions.update(zip(chunk.names, each, strict=False))
-    if len(values) != sum([len(chunk.names) for chunk in chunks]):
+        if versioned:
+            versions.update(zip(chunk.names, chunk.each_version(), strict=False))
+    if len(values) != total:
         return None
     names = sorted(values)
-    return Chunk(names, None, [values[name] for name in names], 0, [versions[name] for name in names])
+    kept = [versions[name] for name in names] if versioned else None
+    return Chunk(names, None, [values[name] for name in names], 0, kept)
 
 
-def _inserted(base: Chunk, few: list[Chunk]) -> Chunk | None:
+def _inserted(base: Chunk, few: list[Chunk], *, versioned: bool) -> Chunk | None:
     """The names of `few` put between those of `base`; None if one stands there already."""
     names, values = base.names.copy(), base.values.copy()
-    versions = [base.version] * len(names) if base.versions is None else list(base.versions)
+    versions = list(islice(base.each_version(), len(names))) if versioned else None
     for chunk in few:
         at = 0
-        each = repeat(chunk.version) if chunk.versions is None else chunk.versions
-        for name, value, version in zip(chunk.names, chunk.values, each, strict=False):
+        for name, value, version in zip(chunk.names, chunk.values, chunk.each_version(), strict=False):
             at = bisect_left(names, name, at)
             if at < len(names) and names[at] == name:
                 return None
             names.insert(at, name)
             values.insert(at, value)
-            versions.insert(at, version)
+            if versions is not None:
+                versions.insert(at, version)
     return Chunk(names, None, values, 0, versions)
 
 
