@@ -44,3 +44,11 @@ class Cache:
                 self._size -= old_size
                 if old_entries.get(old_key) is old_value:  # Not if that was cleared, and has been read again since.
                     del old_entries[old_key]
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._mutex:
+            for entries, key, _, _ in self._order:
+                entries.pop(key, None)
+            self._order.clear()
+            self._size = 0

@@ -99,11 +99,19 @@ class Pending:
     batch: Batch | None = None
     run: NameRun | None = None
     error: BaseException | None = None
+    reported: bool = False
+    """Whether somebody was told of `error`."""
     done: bool = False
     position: Position = 0
 
     def __bool__(self) -> bool:
         return bool(len(self.names)) or self.written
+
+    def report(self) -> None:
+        """Raise what kept the changes out of the log, if anything did."""
+        if self.error is not None:
+            self.reported = True
+            raise self.error
 
 
 class Core:
@@ -364,8 +372,7 @@ class Core:
                 self.catch_up()
         else:
             self._commit_queued(waiting)
-            if waiting.error is not None:
-                raise waiting.error
+            waiting.report()
         return self.state.position
 
     def _enqueue(self, batch: Pending | None = None) -> Pending | None:
@@ -425,9 +432,9 @@ class Core:
             with self.commit_mutex, self._pending_mutex, contextlib.suppress(ValueError):
                 self._queue.remove(pending)
             raise
-        for one in (earlier, pending):
-            if one is not None and one.error is not None:
-                raise one.error
+        if earlier is not None and earlier.error is not None and not earlier.reported:
+            self._unreported, earlier.reported = earlier.error, True  # Not the batch's, which may be committed.
+        pending.report()
         return pending.position
 
     def _commit_queued(self, wanted: Pending) -> None:
@@ -733,8 +740,7 @@ class Core:
             pending.relied.update(relied)
             self._enqueue(pending)
             self._drain()
-            if pending.error is not None:
-                raise pending.error
+            pending.report()
 
     def _run_upkeep(self) -> None:
         """Flush, merge, checkpoint where due. Its failure concerns the next write, not the commit that is done."""
@@ -768,8 +774,8 @@ class Core:
         with self.commit_mutex:
             waiting = self._enqueue()
             self._drain()
-            if waiting is not None and waiting.error is not None:
-                raise waiting.error
+            if waiting is not None:
+                waiting.report()
             if not self.session:
                 return
             with self._poisoning(()), self.contents.mutex:

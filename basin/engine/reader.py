@@ -325,23 +325,28 @@ class StratumReaders:
     def keep_grain(self, content_key: bytes, sealed: SealedGrain, stratum: StratumId) -> None:
         """Remember a grain of `stratum` that was opened successfully."""
         size = len(sealed.data)
-        if size <= _CACHED_SIZE_MAX:
-            self._grains_of.add(stratum)
-            self.cache.keep(self.grains, content_key, sealed, size + _CACHED_OVERHEAD)
+        if size > _CACHED_SIZE_MAX:
+            return
+        self._grains_of.add(stratum)
+        self.cache.keep(self.grains, content_key, sealed, size + _CACHED_OVERHEAD)
+        if stratum not in self._readers:  # Forgotten while we read of it: `forget` may have cleared too early.
+            self.grains.pop(content_key, None)
 
     def forget(self, identity: StratumId) -> None:
         """Drop a stratum that the log removed.
 
         If grains of it are in memory, all go: that is rare, and reading them again is cheap.
         """
+        with self._mutex:
+            self._readers.pop(identity, None)
         if identity in self._grains_of:
             self._grains_of.clear()
             self.grains.clear()
-        with self._mutex:
-            self._readers.pop(identity, None)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all, and keep nothing."""
+        self.cache.clear()
+        self.page_cache.clear()
         with self._mutex:
             for reader in self._readers.values():
                 reader.close()

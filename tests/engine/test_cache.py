@@ -69,3 +69,14 @@ def test_threads_never_hold_more_than_the_budget(rng: random.Random) -> None:
         sys.setswitchinterval(before)
     assert len(held) == 4 * 3000
     assert 60_000 < max(held) <= 80_000
+
+
+def test_a_cleared_cache_holds_nothing_and_goes_on() -> None:
+    cache, entries = Cache(800), dict[int, bytes]()
+    for number in range(8):
+        cache.keep(entries, number, b"x", 100)
+    cache.clear()
+    assert entries == {}
+    for number in range(8):
+        cache.keep(entries, number, b"x", 100)
+    assert len(entries) == 8

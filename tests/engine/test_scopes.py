@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -309,6 +310,56 @@ def test_threads_that_commit_at_once_share_syncs(disk: SimulatedDisk) -> None:
             thread.join(10)
         assert counting.calls["sync"] - before == 1
         assert len(db) == threads_count + 1
+
+
+@pytest.mark.parametrize("threads_count", [4, 16])
+def test_threads_that_commit_again_and_again_share_most_syncs(
+    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, threads_count: int
+) -> None:
+    """Whoever has just committed must not commit alone again before the others have woken up."""
+    with open_storage(SimulatedStorage(disk), "simulated:", profile="open", options=OPTIONS) as db:
+        append = db.core.log.append
+
+        def slow_append(*arguments: Any, **options: Any) -> Any:
+            time.sleep(0.002)  # What a sync takes, without the interpreter's lock.
+            return append(*arguments, **options)
+
+        monkeypatch.setattr(db.core.log, "append", slow_append)
+        before, rounds = db.head.position, 20
+
+        def commit(thread: int) -> None:
+            for number in range(rounds):
+                db.put(b"%d/%d" % (thread, number), b"x")
+                db.commit()
+
+        threads = [threading.Thread(target=commit, args=(number,)) for number in range(threads_count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(db) == threads_count * rounds
+        assert db.head.position - before < threads_count * rounds // 2.5
+
+
+def test_what_keeps_waiting_changes_out_of_the_log_is_not_raised_by_a_batch(disk: SimulatedDisk) -> None:
+    db = open_storage(SimulatedStorage(disk), "simulated:", profile="open", options=OPTIONS)
+
+    def refuse(_: Any) -> None:
+        raise Conflict("a content was removed")
+
+    db[b"waiting"] = b"1"
+    db.core._pending.check = refuse
+    with db.batch() as batch:
+        batch[b"batch"] = b"2"
+    assert dict(db) == {b"batch": b"2"}
+    db[b"later"] = b"3"
+    db.core._pending.check = refuse
+    with pytest.raises(Conflict):
+        db.commit()
+    with pytest.raises(Conflict, match="a content was removed"):
+        db.close()  # Somebody has to be told of the first.
+    with open_storage(SimulatedStorage(disk), "simulated:", mode="r", profile="open") as again:
+        assert dict(again) == {b"batch": b"2"}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

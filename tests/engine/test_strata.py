@@ -372,3 +372,18 @@ def test_a_damaged_page_is_refused_not_called_empty(bench: Bench) -> None:
         with pytest.raises(AuthenticationFailed) as caught:
             locator.find(bench.key(content))
         assert caught.value.fields["object"] == stratum_name(writer.kind, writer.id)
+
+
+def test_grains_of_a_stratum_that_is_gone_are_not_kept(bench: Bench) -> None:
+    writer, places = finished(bench)
+    readers = StratumReaders(bench.storage, bench.keyring, 10, 1 << 20)
+    opened = readers.get(writer.kind, writer.id).read_content(
+        places[0].offset, places[0].length, bench.key(CONTENTS[0])
+    )
+    assert opened is not None
+    readers.keep_grain(b"content key", opened.sealed, writer.id)
+    assert list(readers.grains) == [b"content key"]
+    readers.forget(writer.id)
+    assert not readers.grains
+    readers.keep_grain(b"content key", opened.sealed, writer.id)  # By somebody who was reading meanwhile.
+    assert not readers.grains
