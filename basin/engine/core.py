@@ -145,7 +145,7 @@ class Core:
         self.upkeep_problems: dict[str, BasinError] = {}
         self.settled: tuple[object, ...] = ()
         """What the last upkeep looked at: strata, runs of names, runs of indexes."""
-        self._unreported: BasinError | None = None
+        self._unreported: BaseException | None = None
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._session_lock: LockFile | None = None
