@@ -89,7 +89,7 @@ def test_every_engine_holds_the_same_names_after_a_reopening(entrant: Entrant, t
     pairs = make_named_values(50, seed=1)
     writer = entrant.open(tmp_path, value_size=100)
     writer.put_names(pairs[:40])
-    threads = [threading.Thread(target=writer.commit_name, args=pair) for pair in pairs[40:]]
+    threads = [threading.Thread(target=writer.commit_name, args=pair, daemon=True) for pair in pairs[40:]]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import traceback
 from typing import Any
@@ -80,10 +81,12 @@ def run(folder: str, secret: basin.Secret | None, journal: str, worker: int, see
 def main(folder: str, secret_file: str) -> None:
     """Start and reap workers as told on standard input: processes that are forked have everything imported."""
     secret = basin.Secret.from_file(secret_file) if secret_file else None
+    alive: set[int] = set()
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "reap":
             reply = os.waitstatus_to_exitcode(os.waitpid(int(arguments[0]), 0)[1])
+            alive.discard(int(arguments[0]))
         else:
             reply = os.fork()
             if reply == 0:
@@ -92,7 +95,10 @@ def main(folder: str, secret_file: str) -> None:
                 finally:
                     traceback.print_exc()
                     os._exit(1)
+            alive.add(reply)
         print(reply, flush=True)  # the answer to whoever holds the other end of the pipe
+    for worker in alive:  # Nobody is there any more to do it.
+        os.kill(worker, signal.SIGKILL)
 
 
 if __name__ == "__main__":

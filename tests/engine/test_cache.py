@@ -60,7 +60,7 @@ def test_threads_never_hold_more_than_the_budget(rng: random.Random) -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=work, args=(rng.random(),)) for _ in range(4)]
+        threads = [threading.Thread(target=work, args=(rng.random(),), daemon=True) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

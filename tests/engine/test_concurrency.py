@@ -47,7 +47,7 @@ import collections, sys, basin
 folder, names = sys.argv[1], int(sys.argv[2])
 with basin.open(folder, mode="r", refresh_interval_s=0) as db:
     print("ready", flush=True)
-    while not sys.stdin.readline().startswith("stop"):
+    while (line := sys.stdin.readline()) and not line.startswith("stop"):
         with db.view() as view:
             batches = collections.Counter(name.rpartition(b"/")[0] for name in view)
             assert set(batches.values()) <= {names}, batches

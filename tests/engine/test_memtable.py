@@ -108,14 +108,16 @@ def test_readers_need_no_lock_while_one_thread_writes() -> None:
         except AssertionError as error:
             errors.append(error)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for number in range(0, count, 10):
-        table.apply(
-            Batch(names=[b"%d" % (number * 7919 % count + at) for at in range(10)], values=[b""] * 10), number + 1
-        )
-    done.set()
+    try:
+        for number in range(0, count, 10):
+            table.apply(
+                Batch(names=[b"%d" % (number * 7919 % count + at) for at in range(10)], values=[b""] * 10), number + 1
+            )
+    finally:
+        done.set()
     for reader in readers:
-        reader.join()
+        reader.join(60)
     assert not errors

@@ -255,7 +255,7 @@ def test_of_batches_that_share_a_record_the_loser_leaves_alone(db: Database) -> 
         except Conflict as conflict:
             lost.append(conflict)
 
-    threads = [threading.Thread(target=commit, args=(tx,)) for tx in transactions]
+    threads = [threading.Thread(target=commit, args=(tx,), daemon=True) for tx in transactions]
     for thread in threads:
         thread.start()
     with db.core.commit_mutex:
@@ -299,7 +299,7 @@ def test_threads_that_commit_at_once_share_syncs(disk: SimulatedDisk) -> None:
                 batch[b"%d" % number] = b"x"
                 queued.wait(10)
 
-        threads = [threading.Thread(target=commit, args=(number,)) for number in range(threads_count)]
+        threads = [threading.Thread(target=commit, args=(number,), daemon=True) for number in range(threads_count)]
         for thread in threads:
             thread.start()
         with db.core.commit_mutex:
@@ -332,7 +332,7 @@ def test_threads_that_commit_again_and_again_share_most_syncs(
                 db.put(b"%d/%d" % (thread, number), b"x")
                 db.commit()
 
-        threads = [threading.Thread(target=commit, args=(number,)) for number in range(threads_count)]
+        threads = [threading.Thread(target=commit, args=(number,), daemon=True) for number in range(threads_count)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -552,7 +552,7 @@ def test_changes_of_large_batches_come_once_each(db: Database, other: Database) 
             batch.put_many([(prefix + name, value) for name, value in pairs])
             queued.wait(10)
 
-    threads = [threading.Thread(target=commit, args=(prefix,)) for prefix in (b"a", b"b")]
+    threads = [threading.Thread(target=commit, args=(prefix,), daemon=True) for prefix in (b"a", b"b")]
     for thread in threads:
         thread.start()
     with db.core.commit_mutex:

@@ -243,7 +243,7 @@ def test_a_pipe_gives_less_than_it_is_asked_for(db: Database) -> None:
         with os.fdopen(sending, "wb", buffering=0) as file:
             file.writelines(data[start : start + 777] for start in range(0, len(data), 777))
 
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
     with os.fdopen(receiving, "rb", buffering=0) as file:
         key = db.blobs.put(file)

@@ -299,7 +299,7 @@ class TestHandles:
 
         monkeypatch.setattr(os, "pread", slow)
         found: list[bytes] = []
-        thread = threading.Thread(target=lambda: found.append(reader.read(0, 5)))
+        thread = threading.Thread(target=lambda: found.append(reader.read(0, 5)), daemon=True)
         thread.start()
         inside.wait(10)
         reader.close()
