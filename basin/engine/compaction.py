@@ -136,8 +136,14 @@ def flush(core: Core) -> bool:
     table = tables.memtables[0]
     if not len(table):
         return False
+    columns = memtable_columns(table)
     run, added = write_run(
-        core, [memtable_columns(table)], list(table.ranges), after=state.flushed, through=state.position
+        core,
+        [columns],
+        list(table.ranges),
+        after=state.flushed,
+        through=state.position,
+        count_max=len(columns.names),
     )
     done = core.append(
         lambda now: Record(name_runs_added=[run], strata_added=[added]) if now.flushed == state.flushed else None
@@ -188,6 +194,7 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
         kept_ranges,
         after=min(one.after for one in window),
         through=max(one.through for one in window),
+        count_max=sum(one.entries for one in window),
     )
     removed = [one.id for one in window]
     empty = not run.entries and not kept_ranges

@@ -224,7 +224,14 @@ def _columns(block: Block) -> Columns:
 
 def _rewrite_run(core: Core, reader: RunReader, blocks: list[Block]) -> None:
     old = reader.run
-    run, added = write_run(core, map(_columns, blocks), reader.ranges, after=old.after, through=old.through)
+    run, added = write_run(
+        core,
+        map(_columns, blocks),
+        reader.ranges,
+        after=old.after,
+        through=old.through,
+        count_max=sum(len(block.names) for block in blocks),
+    )
     done = core.append(
         lambda _: Record(
             name_runs_added=[run],

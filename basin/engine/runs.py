@@ -5,14 +5,11 @@ Invariants: all versions of a name stand in one block; a run is durable before a
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-import xxhash
 import zstandard
 from blake3 import blake3
 
@@ -20,7 +17,7 @@ from basin.engine.memtable import Memtable, versions_of
 from basin.engine.state import FINISHED
 from basin.engine.writer import StratumWriter
 from basin.format.layout import NAMES_BLOCK_SIZE, Kind, StratumKind
-from basin.format.names import encode_columns, encode_directory, filter_of_digests
+from basin.format.names import FilterBuilder, encode_columns, encode_directory
 from basin.format.payload import compress
 from basin.format.record import NameRun, StratumAdded
 from basin.terms import Location
@@ -28,7 +25,6 @@ from basin.terms import Location
 if TYPE_CHECKING:
     from basin.engine.core import Core
 
-_NAMES_PER_FILTER_WORD: Final = 6
 _ENTRY_OVERHEAD: Final = 8
 """Bytes of lengths in a block, per entry: version and kind are usually left out."""
 
@@ -56,7 +52,8 @@ class Columns(NamedTuple):
 class RunBuilder:
     """Writes sorted entries as blocks into a META stratum, and then their directory."""
 
-    def __init__(self, writer: StratumWriter, core: Core) -> None:
+    def __init__(self, writer: StratumWriter, core: Core, count_max: int) -> None:
+        """`count_max`: entries at most."""
         self._writer = writer
         self._map = core.keyring.grain_keys
         self._compressor = zstandard.ZstdCompressor(level=core.options.compression_level)
@@ -64,7 +61,7 @@ class RunBuilder:
         self._offsets: list[int] = []
         self._lengths: list[int] = []
         self._last = b""
-        self._digests = array("Q")
+        self._filter = FilterBuilder(count_max)
         self._version_min, self._version_max = (1 << 64) - 1, 0
         self.entries = 0
 
@@ -82,7 +79,7 @@ class RunBuilder:
                 stop += 1
             self._add_block(columns.part(start, stop))
             start, reached = stop, ends[stop - 1]
-        self._digests.extend(map(xxhash.xxh3_64_intdigest, names))
+        self._filter.add(names)
         lowest, highest = min(columns.versions), max(columns.versions)
         self._version_min, self._version_max = min(self._version_min, lowest), max(self._version_max, highest)
         self._last = names[-1]
@@ -102,8 +99,6 @@ class RunBuilder:
         self, ranges: list[tuple[bytes, bytes, int]], *, after: int, through: int
     ) -> tuple[NameRun, StratumAdded]:
         """Write directory, index and footer, durably; returns how a record describes run and stratum."""
-        words = max(1, self.entries // _NAMES_PER_FILTER_WORD)
-        digests = np.frombuffer(self._digests, dtype=np.uint64) if self._digests else np.zeros(0, dtype=np.uint64)
         versions = [version for _, _, version in ranges]
         payload = encode_directory(
             entries=self.entries,
@@ -112,7 +107,7 @@ class RunBuilder:
             offsets=self._offsets,
             lengths=self._lengths,
             ranges=ranges,
-            filter_bytes=filter_of_digests(digests, words),
+            filter_bytes=self._filter.to_bytes(),
         )
         location = self._append(Kind.NAMES_DIRECTORY, payload)
         self._writer.finish()
@@ -153,11 +148,12 @@ def write_run(
     *,
     after: int,
     through: int,
+    count_max: int,
 ) -> tuple[NameRun, StratumAdded]:
-    """A whole run in a stratum of its own, durable, not yet in the log."""
+    """A whole run of at most `count_max` entries in a stratum of its own, durable, not yet in the log."""
     writer = core.own_strata.create(StratumKind.META)
     try:
-        builder = RunBuilder(writer, core)
+        builder = RunBuilder(writer, core, count_max)
         for columns in parts:
             builder.add(columns)
         return builder.finish(ranges, after=after, through=through)
@@ -170,4 +166,4 @@ def write_batch_run(core: Core, names: Memtable) -> tuple[NameRun, StratumAdded]
     """The single changes of one large batch; versions are given by the record that adopts the run."""
     columns = memtable_columns(names)
     unset = Columns(columns.names, [0] * len(columns.names), columns.kinds, columns.values, columns.expiries)
-    return write_run(core, [unset], [], after=0, through=0)
+    return write_run(core, [unset], [], after=0, through=0, count_max=len(unset.names))

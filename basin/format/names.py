@@ -43,6 +43,9 @@ from basin.terms import CONTENT_KEY_SIZE
 _U64: Final = struct.Struct("<Q")
 _VALUE_SIZES: Final = {ENTRY_DELETE: 0, ENTRY_REFERENCE: CONTENT_KEY_SIZE}
 _FILTER_NAMES_PER_WORD: Final = 6
+_FILTER_FOLDS: Final = 64
+_FILTER_PIECE: Final = 4096
+_FILTER_COUNT_MAX: Final = 1 << 26
 """About 10.7 bits a name: 2 % of the look-ups of absent names read a block in vain."""
 
 
@@ -308,23 +311,46 @@ class NamesDirectory:
         return word & mask == mask
 
 
+class FilterBuilder:
+    """Collects a filter over names, piece by piece. Memory: the filter, and 40 bytes for each name of a piece."""
+
+    def __init__(self, count_max: int) -> None:
+        """`count_max`: names at most; with fewer, the filter is made smaller at the end.
+
+        Above 2^26 it is not believed, because a forged one must not cost memory: the filter says "maybe" more often.
+        """
+        words = -(-min(count_max, _FILTER_COUNT_MAX) // _FILTER_NAMES_PER_WORD)
+        self._words = np.zeros(max(1, -(-words // _FILTER_FOLDS) * _FILTER_FOLDS), dtype=np.uint64)
+        self._count = 0
+
+    def add(self, names: Sequence[bytes]) -> None:
+        """Take more names (duplicates do no harm)."""
+        self._count += len(names)
+        for start in range(0, len(names), _FILTER_PIECE):
+            piece = names[start : start + _FILTER_PIECE]
+            digests = np.fromiter(map(xxhash.xxh3_64_intdigest, piece), dtype=np.uint64, count=len(piece))
+            slot = ((digests & np.uint64(0xFFFFFFFF)) * np.uint64(len(self._words))) >> np.uint64(32)
+            mask = np.zeros(len(piece), dtype=np.uint64)
+            for shift in (32, 38, 44, 50):
+                mask |= np.uint64(1) << ((digests >> np.uint64(shift)) & np.uint64(63))
+            np.bitwise_or.at(self._words, slot, mask)
+
+    def to_bytes(self) -> bytes:
+        """The words, one for each 6 names or a few more.
+
+        Half as many words send a digest to half the number, rounded down: so neighbours are put together.
+        """
+        words = self._words
+        while len(words) % 2 == 0 and len(words) // 2 * _FILTER_NAMES_PER_WORD >= self._count:
+            words = words[::2] | words[1::2]
+        return words.astype("<u8").tobytes()
+
+
 def build_filter(names: Sequence[bytes]) -> bytes:
-    """Filter words over `names` (duplicates do no harm)."""
-    words = max(1, len(names) // _FILTER_NAMES_PER_WORD)
-    digests = np.array([xxhash.xxh3_64_intdigest(name) for name in names], dtype=np.uint64)
-    return filter_of_digests(digests, words)
-
-
-def filter_of_digests(digests: Any, words: int) -> bytes:
-    """Filter words from XXH3-64 digests of names, as an array of `uint64`."""
-    one, six_bits = np.uint64(1), np.uint64(63)
-    slot = ((digests & np.uint64(0xFFFFFFFF)) * np.uint64(words)) >> np.uint64(32)
-    mask = np.zeros(len(digests), dtype=np.uint64)
-    for shift in (32, 38, 44, 50):
-        mask |= one << ((digests >> np.uint64(shift)) & six_bits)
-    table = np.zeros(words, dtype=np.uint64)
-    np.bitwise_or.at(table, slot, mask)
-    return table.astype("<u8").tobytes()
+    """Filter words over `names`."""
+    builder = FilterBuilder(len(names))
+    builder.add(names)
+    return builder.to_bytes()
 
 
 def encode_directory(

@@ -23,6 +23,7 @@ from basin.format.layout import (
     NAMES_BLOCK_HEADER_SIZE,
 )
 from basin.format.names import (
+    FilterBuilder,
     NameEntry,
     PackedBlock,
     build_filter,
@@ -252,3 +253,20 @@ def test_a_packed_block_of_names_within_names(repeated: bytes) -> None:
 @given(st.binary(max_size=120), st.binary(max_size=3))
 def test_arbitrary_packed_blocks_are_answered(data: bytes, name: bytes) -> None:
     answered(lambda: PackedBlock(data).find(SPACE + name, 1 << 63))
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 383, 384, 385, 5000])
+@pytest.mark.parametrize("expected", [0, 1, 4, 50])
+def test_a_filter_for_more_names_than_there_are_is_made_smaller(count: int, expected: int) -> None:
+    """A merge knows only how many names there are at most."""
+    names = [b"name %d" % number for number in range(count)]
+    builder = FilterBuilder(count * expected)
+    for start in range(0, count, 100):
+        builder.add(names[start : start + 100])
+    filter_bytes = builder.to_bytes()
+    directory = decode_directory(msgpack.packb({**FIELDS, "filter": filter_bytes}))
+    assert all(directory.may_contain(name) for name in names)
+    assert len(filter_bytes) <= 8 * max(64, 2 * count // 6 + 1)
+    if expected and count >= 384:
+        wrong = sum(directory.may_contain(b"other %d" % number) for number in range(2000))
+        assert wrong < 0.08 * 2000
