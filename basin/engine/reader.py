@@ -207,11 +207,13 @@ class StratumReader:
         header = verify_grain(grain)
         if header.key != key:
             raise CorruptionError("another grain stands where the index points")
-        data = grain[GRAIN_HEADER_SIZE:]
-        if self._aead is not None:
+        if self._aead is None:
+            data = grain[GRAIN_HEADER_SIZE:]
+        else:
             nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
+            sealed = memoryview(grain)[GRAIN_HEADER_SIZE:]  # Not copied: an index directory can have 100 MiB.
             try:
-                data = self._aead.decrypt(nonce, data, associated_data(self.id, offset, grain[4:GRAIN_HEADER_SIZE]))
+                data = self._aead.decrypt(nonce, sealed, associated_data(self.id, offset, grain[4:GRAIN_HEADER_SIZE]))
             except InvalidTag:
                 raise AuthenticationFailed("a grain does not authenticate: it was changed or moved") from None
         return header.kind, decode_payload(header.codec, header.flags, data, decompressor())

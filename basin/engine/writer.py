@@ -45,6 +45,7 @@ from basin.terms import Location, StratumId
 
 _BUFFER_SIZE: Final = MIB
 """Bytes gathered before a write: large enough that a system call costs nothing a grain, small enough to stay cached."""
+_JOINED_SIZE_MAX: Final = 64 << 10
 _OFFSET_BITS: Final = 32
 _LENGTH_MASK: Final = (1 << _OFFSET_BITS) - 1
 _PREFIX: Final = struct.Struct("<H16s")
@@ -126,18 +127,17 @@ class StratumWriter:
         if aead is not None:
             nonce = offset.to_bytes(8, "little") + _NONCE_TAIL
             data = aead.encrypt(nonce, data, associated_data(self.id, offset, body))
-        grain = body + data
         self._half_appended = True
-        self._write(xxhash.xxh32_intdigest(grain).to_bytes(4, "little") + grain)
-        location = offset << _OFFSET_BITS | len(grain) + 4
+        self._write_grain(body, data)
+        length = len(body) + len(data) + CHECKSUM.size
         if kind != Kind.BLOB or flags:
             self._kinds[offset] = (kind, flags)
         before = self.locations.get(key)
         if before is not None:
             self._doubles.append((key, before))
-        self.locations[key] = location
+        self.locations[key] = offset << _OFFSET_BITS | length
         self._half_appended = False
-        return Location(self.id, offset, len(grain) + 4)
+        return Location(self.id, offset, length)
 
     def append_blobs(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Append many BLOB grains with keys that are new to this stratum.
@@ -171,10 +171,21 @@ class StratumWriter:
         if self._parts_size >= _BUFFER_SIZE:
             self.flush()
 
-    def _write(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._parts_size += len(data)
-        self.offset += len(data)
+    def _write_grain(self, body: bytes, data: bytes) -> None:
+        """Checksum, body and data; not joined where the data is large: an index directory can have 100 MiB."""
+        if len(data) < _JOINED_SIZE_MAX:
+            grain = body + data
+            self._write(CHECKSUM.pack(xxhash.xxh32_intdigest(grain)) + grain)
+            return
+        checksum = xxhash.xxh32(body)
+        checksum.update(data)
+        self._write(CHECKSUM.pack(checksum.intdigest()), body, data)
+
+    def _write(self, *pieces: bytes) -> None:
+        size = sum(map(len, pieces))
+        self._parts += pieces
+        self._parts_size += size
+        self.offset += size
         if self._parts_size >= _BUFFER_SIZE:
             self.flush()
 
@@ -279,13 +290,7 @@ class StratumWriter:
     def append_unsealed(self, kind: int, data: bytes) -> int:
         """Append one grain in the clear (index pages, whose tags protect them); returns its offset."""
         offset = self.offset
-        body = encode_body(kind, CODEC_STORED, 0, bytes(32), len(data))
-        checksum = xxhash.xxh32(body)
-        checksum.update(data)
-        self._parts += (CHECKSUM.pack(checksum.intdigest()), body)  # Not joined: `data` is large.
-        self._parts_size += GRAIN_HEADER_SIZE
-        self.offset += GRAIN_HEADER_SIZE
-        self._write(data)
+        self._write_grain(encode_body(kind, CODEC_STORED, 0, bytes(32), len(data)), data)
         return offset
 
     @property

@@ -167,7 +167,13 @@ class IndexBuilder:
             self._count, self._first_offset, len(self._tags), len(self._strata), len(self._filter)
         )
         return b"".join(
-            (head, *self._strata, firsts.astype("<u4").tobytes(), *self._tags, self._filter.astype("<u8").tobytes())
+            (
+                head,
+                *self._strata,
+                firsts.astype("<u4").tobytes(),
+                *self._tags,
+                self._filter.astype("<u8", copy=False).data,
+            )
         )
 
     def _pages(self, entries: Entries) -> bytes:
@@ -207,9 +213,10 @@ class IndexDirectory:
             StratumId(payload[at : at + STRATUM_ID_SIZE]) for at in range(strata_at, firsts_at, STRATUM_ID_SIZE)
         ]
         self._first_offset: int = first_offset
-        self._firsts = memoryview(payload[firsts_at:tags_at]).cast("I") if pages else memoryview(b"").cast("I")
-        self._tags = payload[tags_at:filter_at]
-        self._words = memoryview(payload[filter_at:]).cast("Q")
+        view = memoryview(payload)  # Not copied: of ten million entries it has 13 MiB.
+        self._firsts = view[firsts_at:tags_at].cast("I") if pages else memoryview(b"").cast("I")
+        self._tags = view[tags_at:filter_at]
+        self._words = view[filter_at:].cast("Q")
         self._word_count = words
         self._tag_key = tag_key
         self._stratum_id = stratum_id

@@ -343,7 +343,7 @@ class FilterBuilder:
         words = self._words
         while len(words) % 2 == 0 and len(words) // 2 * _FILTER_NAMES_PER_WORD >= self._count:
             words = words[::2] | words[1::2]
-        return words.astype("<u8").tobytes()
+        return words.astype("<u8", copy=False).tobytes()
 
 
 def build_filter(names: Sequence[bytes]) -> bytes:
