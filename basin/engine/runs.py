@@ -16,7 +16,7 @@ from blake3 import blake3
 from basin.engine.memtable import Memtable, versions_of
 from basin.engine.state import FINISHED
 from basin.engine.writer import StratumWriter
-from basin.format.layout import NAMES_BLOCK_SIZE, Kind, StratumKind
+from basin.format.layout import MIB, NAMES_BLOCK_SIZE, Kind, StratumKind
 from basin.format.names import FilterBuilder, encode_columns, encode_directory
 from basin.format.payload import compress
 from basin.format.record import NameRun, StratumAdded
@@ -92,7 +92,8 @@ class RunBuilder:
         self._lengths.append(location.length)
 
     def _append(self, kind: Kind, payload: bytes) -> Location:
-        codec, data = compress(payload, self._compressor)
+        # A directory of that size is nearly all filter, which does not shrink and is copied often enough.
+        codec, data = compress(payload, self._compressor if len(payload) < MIB else None)
         return self._writer.append(kind, self._map.grain_key(blake3(payload).digest()), codec, 0, data)
 
     def finish(
@@ -100,6 +101,8 @@ class RunBuilder:
     ) -> tuple[NameRun, StratumAdded]:
         """Write directory, index and footer, durably; returns how a record describes run and stratum."""
         versions = [version for _, _, version in ranges]
+        filter_bytes = self._filter.to_bytes()
+        del self._filter
         payload = encode_directory(
             entries=self.entries,
             firsts=self._firsts,
@@ -107,7 +110,7 @@ class RunBuilder:
             offsets=self._offsets,
             lengths=self._lengths,
             ranges=ranges,
-            filter_bytes=self._filter.to_bytes(),
+            filter_bytes=filter_bytes,
         )
         location = self._append(Kind.NAMES_DIRECTORY, payload)
         self._writer.finish()

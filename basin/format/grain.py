@@ -87,7 +87,7 @@ def verify_grain(grain: bytes | memoryview) -> GrainHeader:
     if header.stored_size != len(grain):
         raise TruncatedStratum(f"a grain of {header.stored_size} bytes was read as {len(grain)} bytes")
     (expected,) = CHECKSUM.unpack_from(grain)
-    if xxhash.xxh32_intdigest(grain[_CHECKSUM_SIZE:]) != expected:
+    if xxhash.xxh32_intdigest(memoryview(grain)[_CHECKSUM_SIZE:]) != expected:
         raise ChecksumMismatch("a grain does not match its checksum")
     if header.kind & MUST_UNDERSTAND and header.kind not in _KINDS_KNOWN:
         raise UnsupportedVersion(f"grain kind {header.kind} needs a newer Basin", version=header.kind)

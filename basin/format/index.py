@@ -166,15 +166,8 @@ class IndexBuilder:
         head = INDEX_DIRECTORY.pack(
             self._count, self._first_offset, len(self._tags), len(self._strata), len(self._filter)
         )
-        return b"".join(
-            (
-                head,
-                *self._strata,
-                firsts.astype("<u4").tobytes(),
-                *self._tags,
-                self._filter.astype("<u8", copy=False).data,
-            )
-        )
+        words = self._filter.astype("<u8", copy=False)
+        return b"".join((head, *self._strata, firsts.astype("<u4").tobytes(), *self._tags, words.data))
 
     def _pages(self, entries: Entries) -> bytes:
         data = entries.tobytes()
