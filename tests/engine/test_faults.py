@@ -8,6 +8,7 @@ next process goes on in the same boot, and what is acknowledged is there after a
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -184,7 +185,12 @@ INTERRUPTS: Final = 200
 
 
 class Interrupter:
-    """Raises `KeyboardInterrupt` at the n-th line of Basin's own code that this thread runs."""
+    """Raises `KeyboardInterrupt` at the n-th line of Basin's own code that this thread runs.
+
+    Or at the next one, if that is the line of a `with`: it is traced once more when the block is left, and an exception
+    from there would keep the lock locked for ever. A signal cannot: CPython 3.11 looks for signals after calls, at the
+    start of functions and at jumps backwards, all of them inside the block or behind the release.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -197,9 +203,11 @@ class Interrupter:
             return None
         if event == "line":
             self.lines += 1
-            if self.lines == self.number:
-                self.where = f"{path}:{frame.f_lineno}"
-                raise KeyboardInterrupt
+            if 0 < self.number <= self.lines and not self.where:
+                line = linecache.getline(path, frame.f_lineno)
+                if not line.lstrip().startswith("with "):
+                    self.where = f"{path}:{frame.f_lineno}"
+                    raise KeyboardInterrupt
         return self
 
 
