@@ -55,6 +55,7 @@ from basin.errors import (
     ObjectMissing,
     OutOfSpace,
     ReadOnly,
+    StorageError,
     StorageUnavailable,
 )
 from basin.format.checkpoint import decode_checkpoint
@@ -76,6 +77,7 @@ GROUP_SIZE_MAX: Final = 16 * MIB
 CHECKPOINT_FOLDER: Final = "checkpoint"
 SESSION_FOLDER: Final = "session"
 DROPPED_LISTED_MAX: Final = 1000
+_LEADER_TRUSTED_S: Final = 1.0
 _CATCH_UPS: Final = 3
 """Times that the log is followed while files of the state that it leads to are gone."""
 
@@ -137,8 +139,8 @@ class Core:
         self.checkpoint_position: Position = 0
         self.commit_mutex = threading.RLock()
         self._turn = threading.Condition(threading.Lock())
-        self._leading = False
-        """Whether a thread is committing what all have queued. Guarded by `_turn`."""
+        self._leader = 0
+        """The thread that commits what all have queued, or 0. A hint: what excludes is the commit mutex."""
         self._group_size = 1
         """How many batches the last record held."""
         self.tickets = 0
@@ -443,20 +445,26 @@ class Core:
         Those that wait sleep until their own changes are done, not for the commit mutex: whoever has just committed
         would take that again before they wake, and each would commit alone. Never under the commit mutex.
         """
+        me = threading.get_ident()
         with self._turn:
-            while self._leading and not wanted.done:
-                self._turn.wait()
+            # An interrupt may have left a leader that leads no more: this thread, or one that takes too long.
+            while self._leader not in (0, me) and not wanted.done and self._turn.wait(_LEADER_TRUSTED_S):
+                pass
             if wanted.done:
                 return
-            self._leading = True
+            self._leader = me
         try:
             self._let_others_join()
             with self.commit_mutex:
                 self._drain(wanted)
         finally:
             with self._turn:
-                self._leading = False
+                self._leader = 0
                 self._turn.notify_all()
+        if not wanted.done:
+            wanted.error = StorageError("the commit was interrupted", object="log", operation="append")
+            wanted.done = True
+            self._leave([wanted])
 
     def _let_others_join(self) -> None:
         """Give the threads that were committed together a moment to queue their next changes.
@@ -473,12 +481,8 @@ class Core:
         """Commit what is queued, in groups, until `wanted` or else all of it is done. Under the commit mutex."""
         while self._queue and not (wanted is not None and wanted.done):
             group: list[Pending] = []
-            size = 0
-            while self._queue and len(group) < BATCHES_PER_RECORD_MAX and size < GROUP_SIZE_MAX:
-                pending = self._queue.popleft()
-                size += min(pending.names.size, BATCH_INLINE_MAX)
-                group.append(pending)
             try:
+                self._take(group)
                 self._commit_group(group)
             except BaseException as error:
                 if isinstance(error, StorageUnavailable):
@@ -492,6 +496,16 @@ class Core:
             finally:
                 self._leave(group)
             self._run_upkeep()
+
+    def _take(self, group: list[Pending]) -> None:
+        """Move what fits into one record from the queue to `group`. After an interrupt it is in one or in both."""
+        size = 0
+        while self._queue and len(group) < BATCHES_PER_RECORD_MAX and size < GROUP_SIZE_MAX:
+            pending = self._queue[0]
+            if not pending.done:  # Else it was told that it failed, by whoever was interrupted here.
+                group.append(pending)
+                size += min(pending.names.size, BATCH_INLINE_MAX)
+            self._queue.popleft()
 
     def _leave(self, group: Sequence[Pending]) -> None:
         """What was committed, or failed, is no longer on its way; a lock that stayed busy puts it back."""

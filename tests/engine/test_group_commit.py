@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from basin.api import Database, open_storage
-from basin.errors import Conflict
+from basin.errors import Conflict, StorageError
 from basin.testing.disk import SimulatedDisk
 from basin.testing.faults import CountingStorage
 from basin.testing.simulated import SimulatedStorage
@@ -139,3 +139,33 @@ def test_what_keeps_waiting_changes_out_of_the_log_is_not_raised_by_a_batch(disk
         db.close()  # Somebody has to be told of the first.
     with open_storage(SimulatedStorage(disk), "simulated:", mode="r", profile="open") as again:
         assert dict(again) == {b"batch": b"2"}
+
+
+def test_a_leader_that_was_interrupted_holds_nobody_up(db: Database) -> None:
+    for leader in (threading.get_ident(), 1):  # This thread, and one that is no more.
+        db.core._leader = leader
+        db[b"%d" % leader] = b"x"
+        db.commit()
+        assert not db.core.overlays()
+    assert len(db) == 2
+
+
+def test_what_an_interrupted_leader_took_is_not_called_committed(db: Database) -> None:
+    db[b"taken"] = b"x"
+    pending = db.core._enqueue()
+    assert pending is not None
+    db.core._queue.clear()
+    with pytest.raises(StorageError, match="interrupted"):
+        db.commit()
+
+
+def test_what_was_told_that_it_failed_is_not_committed_later(db: Database) -> None:
+    db[b"failed"] = b"x"
+    failed = db.core._enqueue()
+    assert failed is not None
+    failed.error, failed.done = KeyboardInterrupt(), True
+    db.core._leave([failed])  # As the interrupted one did; but it is in the queue still.
+    with db.batch() as batch:
+        batch[b"later"] = b"y"
+    with db.view() as view:
+        assert dict(view) == {b"later": b"y"}
