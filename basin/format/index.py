@@ -104,6 +104,18 @@ def filter_words(count: int) -> int:
     return max(1, -(-count // FILTER_GRAINS_PER_WORD))
 
 
+def directory_size(count: int, strata: int = 1) -> int:
+    """Bytes of the directory of `count` entries, as the payload of its grain."""
+    pages = -(-count // PAGE_ENTRIES)
+    return INDEX_DIRECTORY_SIZE + strata * STRATUM_ID_SIZE + pages * (4 + PAGE_TAG_SIZE) + 8 * filter_words(count)
+
+
+def pages_size(count: int) -> int:
+    """Bytes of the grains that hold the pages of `count` entries."""
+    pages = -(-count // PAGE_ENTRIES)
+    return count * INDEX_ENTRY_SIZE + -(-pages // PAGES_PER_GRAIN) * GRAIN_HEADER_SIZE
+
+
 def _filter_slots(entries: Entries, words: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Word number and four-bit mask of every entry, from key bytes 8 to 16."""
     bits = np.ascontiguousarray(entries["rest"]).view(np.uint8).reshape(-1, 24)[:, :8]

@@ -79,6 +79,7 @@ CONTENT_SIZE_MAX: Final = 128 * MIB
 STRATUM_MAGIC: Final = b"\x89BSN-STR"
 STRATUM_HEADER: Final = struct.Struct("<8sHBBI16s16sQ32s32sII")
 STRATUM_HEADER_SIZE: Final = 128
+KEY_MATERIAL_SIZE: Final = 32
 FOOTER_MAGIC: Final = b"BSN-END\x0a"
 STRATUM_FOOTER: Final = struct.Struct("<QIIQQ32sII8s")
 STRATUM_FOOTER_SIZE: Final = 80
@@ -127,6 +128,10 @@ BATCHES_PER_RECORD_MAX: Final = (1 << VERSION_BATCH_BITS) - 1
 
 RECORD_MAGIC: Final = b"BREC"
 CHECKPOINT_MAGIC: Final = b"BCKP"
+STUB_MAGIC: Final = b"BSTB"
+"""Stands where a record of a bucket's log was, after its body was folded into a checkpoint."""
+HINT_MAGIC: Final = b"\x89BSN-HNT"
+HINT_SIZE_MAX: Final = MIB
 FRAME_HEADER: Final = struct.Struct("<II4sIQII32s")
 FRAME_HEADER_SIZE: Final = 64
 FRAME_SIZE_MAX: Final = 256 * MIB

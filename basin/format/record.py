@@ -43,11 +43,13 @@ from basin.format.layout import (
     FRAME_SIZE_MAX,
     FULL_NAME_SIZE_MAX,
     HASH_SIZE,
+    KEY_MATERIAL_SIZE,
     RECORD_MAGIC,
     RULES_VERSION,
     STRATUM_ACTIVE,
     STRATUM_CUT,
     STRATUM_FOLDERS,
+    STUB_MAGIC,
 )
 from basin.terms import CONTENT_KEY_SIZE, StratumId
 
@@ -74,7 +76,11 @@ def decode_frame_header(data: bytes | memoryview, offset: int = 0) -> FrameHeade
     if len(data) - offset < FRAME_HEADER_SIZE:
         raise TruncatedStratum("a log record is cut short")
     _, size, magic, flags, position, generation, zero, randomness = FRAME_HEADER.unpack_from(data, offset)
-    if magic not in (RECORD_MAGIC, CHECKPOINT_MAGIC) or not FRAME_HEADER_SIZE <= size <= FRAME_SIZE_MAX or zero:
+    if (
+        magic not in (RECORD_MAGIC, CHECKPOINT_MAGIC, STUB_MAGIC)
+        or not FRAME_HEADER_SIZE <= size <= FRAME_SIZE_MAX
+        or zero
+    ):
         raise CorruptionError("these bytes are no log record")
     return FrameHeader(size, magic, flags, position, generation, randomness)
 
@@ -89,7 +95,7 @@ class FrameCipher:
     def seal(
         self, magic: bytes, position: int, payload: bytes, *, generation: int, randomness: bytes, flags: int = 0
     ) -> bytes:
-        """One frame. `randomness` is 32 bytes that were never used before; in an open basin it is ignored."""
+        """One frame. `randomness` is 32 bytes that were never used before: by them a writer knows its own again."""
         if len(payload) >= _COMPRESS_MIN:
             payload = zstandard.ZstdCompressor(level=1).compress(payload)
             flags |= FRAME_FLAG_COMPRESSED
@@ -97,8 +103,6 @@ class FrameCipher:
         size = FRAME_HEADER_SIZE + len(payload) + tag_size
         if size > FRAME_SIZE_MAX:
             raise CorruptionError(f"a record of {size} bytes is larger than {FRAME_SIZE_MAX}")
-        if self._log_keys is None:
-            randomness = bytes(32)
         header = FRAME_HEADER.pack(0, size, magic, flags, position, generation, 0, randomness)[_CHECKSUM_SIZE:]
         if self._log_keys is not None:
             cipher = Cipher(derive_record_key(self._log_keys[generation], randomness))
@@ -209,6 +213,8 @@ class StratumAdded(NamedTuple):
     hash: bytes
     generation: int
     session: int
+    key_material: bytes = b""
+    """As the header says, so that a bucket need not be asked for it; empty in records of earlier versions."""
 
 
 class NameRun(NamedTuple):
@@ -299,6 +305,12 @@ class Record:
     slots_removed: list[str] = field(default_factory=list)
     generation: int = 0
     damaged: list[bytes] = field(default_factory=list)
+    job: str = ""
+    """What the session that this record begins is for: the next one of the same job takes over from it."""
+    files_kept: bool = False
+    """Whether the files of the strata that this record removes stay for a while, for those who still read them."""
+    files_deleted: list[StratumId] = field(default_factory=list)
+    """Strata removed earlier whose kept files are gone now."""
 
 
 _SHORT: Final = {
@@ -329,6 +341,9 @@ _SHORT: Final = {
     "slots_removed": "k-",
     "generation": "g",
     "damaged": "dmg",
+    "job": "job",
+    "files_kept": "fk",
+    "files_deleted": "f-",
 }
 """Names of the fields in the map: short, because a commit of one small name should be one small write."""
 _REQUIRED: Final = frozenset({"s", "q", "p", "t"})
@@ -456,10 +471,13 @@ def _stratum_ids(values: Any) -> list[StratumId]:
 
 def stratum_added(value: Any) -> StratumAdded:
     """A `StratumAdded` out of decoded MessagePack, or `ValueError`."""
-    identity, kind, status, length, count, digest, generation, session = value
+    identity, kind, status, length, count, digest, generation, session, *later = value
+    key_material = plain_bytes(later[0]) if later else b""
     numbers = [unsigned(number) for number in (kind, status, length, count)]
     if kind not in STRATUM_FOLDERS or not STRATUM_ACTIVE <= status <= STRATUM_CUT or len(digest) != HASH_SIZE:
         raise ValueError("not a stratum")
+    if len(key_material) not in (0, KEY_MATERIAL_SIZE):
+        raise ValueError("not key material")
     return StratumAdded(
         stratum_id(identity),
         numbers[0],
@@ -469,6 +487,7 @@ def stratum_added(value: Any) -> StratumAdded:
         plain_bytes(digest),
         generation_number(generation),
         unsigned(session),
+        key_material,
     )
 
 
@@ -516,6 +535,9 @@ _DECODERS: Final[dict[str, Any]] = {
     "slots_removed": lambda values: [plain_text(value) for value in values],
     "generation": generation_number,
     "damaged": _bytes_list,
+    "job": plain_text,
+    "files_kept": _boolean,
+    "files_deleted": _stratum_ids,
 }
 
 if {entry.name for entry in dataclasses.fields(Record)} != set(_SHORT) or set(_SHORT) != set(_DECODERS):

@@ -8,7 +8,11 @@ Invariants that every implementation keeps (`basin.testing.conformance` checks t
 - Nothing is durable before `sync` (file contents) and `sync_folder` (the directory entry) have returned.
 - Nothing is overwritten, but the few bytes of a lock file.
 
-It moves named bytes and knows no grain. Only `basin.errors` may be imported here.
+Two kinds of storage differ where a bucket differs from a disk: `objects` is None, and files grow, are locked and
+linked; or it is the object store below, and a file is an object: nobody sees it before it is finished and synced, and
+then it is whole. A method that only one of them has says so.
+
+It moves named bytes and knows no grain. Imports `basin.errors` and the object port.
 """
 
 from __future__ import annotations
@@ -16,14 +20,28 @@ from __future__ import annotations
 import abc
 import itertools
 import os
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 
-from basin.errors import ObjectMissing
+from basin.errors import BasinError, ObjectMissing
+from basin.storage.objects import ByteRange, ObjectStore
 
 TEMPORARY_FOLDER: Final = "tmp"
 _temporary_numbers = itertools.count()
 _Names: TypeAlias = list[str]  # In the class below, `list` is a method.
+_Bodies: TypeAlias = list[bytes | BasinError]
+
+
+class Extent(NamedTuple):
+    """What is known of a finished file: its length, and how many bytes at its end are an index, at most; and how many
+    at the end of those are the directory that leads into it, about.
+    """
+
+    name: str
+    size: int
+    index_size: int = 0
+    directory_size: int = 0
 
 
 class ReadFile(abc.ABC):
@@ -34,6 +52,13 @@ class ReadFile(abc.ABC):
     @abc.abstractmethod
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset`; raise `TruncatedStratum` if the file ends before."""
+
+    def read_again(self, offset: int, size: int) -> bytes | None:
+        """What `read` would give, from no cache: after bytes that were not what was written.
+
+        None where that makes no difference: a disk gives the same bytes again, and a network may not.
+        """
+        return None
 
     @abc.abstractmethod
     def size(self) -> int:
@@ -57,6 +82,14 @@ class AppendFile(abc.ABC):
     @abc.abstractmethod
     def sync(self) -> None:
         """Make what was appended durable (fdatasync). After a failure use the file no more (ATC'20, fsync failures)."""
+
+    def finish(self) -> None:
+        """Say that no more is appended: a storage that sends files elsewhere begins to. `sync` waits for it."""
+        return
+
+    def is_sent(self) -> bool:
+        """After `finish`: whether `sync` would return, or fail, at once."""
+        return True
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -104,6 +137,8 @@ class Storage(abc.ABC):
     """A tree of named files. Folders come into being with their first file."""
 
     url: str
+    objects: ObjectStore | None = None
+    """The object store below, where files are objects; reads are repeated as its policy says, `put_new` is not."""
 
     @abc.abstractmethod
     def create(self, name: str) -> AppendFile:
@@ -111,15 +146,48 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def append_to(self, name: str, offset: int) -> AppendFile:
-        """Open a file for appending; raise `ObjectMissing`, and `StorageError` unless its size is `offset`."""
+        """Open a file for appending; raise `ObjectMissing`, and `StorageError` unless its size is `offset`.
+
+        Not where files are objects.
+        """
 
     @abc.abstractmethod
     def open(self, name: str) -> ReadFile:
         """Open a file for reading; raise `ObjectMissing`."""
 
+    def open_known(self, extent: Extent) -> ReadFile:
+        """`open` of a finished file of which a record says how long it is: a bucket need not be asked."""
+        return self.open(extent.name)
+
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> _Bodies:
+        """Bytes of many files, in the order of `wanted`; an error stands in the place of its range.
+
+        Where a file ends before, there are fewer: the caller compares. A bucket is asked for all of them at once, and
+        for neighbours together.
+        """
+        found: _Bodies = []
+        for name, start, stop in wanted:
+            try:
+                file = self.open(name)
+                try:
+                    end = file.size()
+                    found.append(file.read(start, max(0, (end if stop is None else min(stop, end)) - start)))
+                finally:
+                    file.close()
+            except BasinError as error:
+                found.append(error)
+        return found
+
+    def prefetch(self, extents: Sequence[Extent]) -> None:
+        """Hint that the indexes at the ends of these files are read next: where each costs a wait, get all at once."""
+        return
+
     @abc.abstractmethod
     def link(self, source: str, target: str) -> None:
-        """Give `source` the second name `target`, in one atomic step; raise `AlreadyExists` if taken."""
+        """Give `source` the second name `target`, in one atomic step; raise `AlreadyExists` if taken.
+
+        Not where files are objects.
+        """
 
     @abc.abstractmethod
     def delete(self, name: str) -> None:
@@ -143,11 +211,19 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def lock(self, name: str) -> LockFile:
-        """Open (creating it if absent) a lock file. Does not take the lock."""
+        """Open (creating it if absent) a lock file. Does not take the lock. Not where files are objects."""
 
     @abc.abstractmethod
     def boot_id(self) -> bytes:
         """16 bytes that change whenever unsynced writes may have been lost (the machine's boot id)."""
+
+    def require_create_only(self) -> None:
+        """Raise `StorageError` if `put_if_absent` could let several writers through. A bucket is tried, once."""
+        return
+
+    def requests(self) -> dict[str, int]:
+        """How often a bucket was asked for what since this object was made, and bytes; empty for a disk."""
+        return {}
 
     @abc.abstractmethod
     def writable(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from basin.engine.state import State, state_from_map, state_to_map
-from basin.format import checkpoint, clast, grain, index, names, ordered, payload, record, segment, slots, stratum
+from basin.format import checkpoint, clast, grain, hint, index, names, ordered, payload, record, segment, slots, stratum
 from basin.format.layout import ENTRY_INLINE, RECORD_MAGIC, Kind, StratumKind
 from basin.terms import StratumId
 from tests.source_tree import ROOT
@@ -169,6 +169,17 @@ def _record_frame() -> Example:
     return Example(frame, lambda data: record.decode_record(cipher.open(data)[1]), written)
 
 
+def _hint() -> Example:
+    known = hint.Hint(7, 3, {"keys/0123456789abcdef/0000000000": b"sealed"})
+    return Example(hint.encode_hint(known), hint.decode_hint, known)
+
+
+def _stub() -> Example:
+    cipher, folded = record.FrameCipher(BASIN_ID, None), hint.Stub(9, HASH)
+    frame = hint.encode_stub(cipher, 7, folded, generation=0, randomness=bytes(range(32)))
+    return Example(frame, lambda data: hint.decode_stub(cipher, data, 7), folded)
+
+
 EXAMPLES = {
     "grain": _grain,
     "stratum header": _stratum_header,
@@ -184,6 +195,8 @@ EXAMPLES = {
     "watermark": _watermark,
     "record frame": _record_frame,
     "checkpoint": _checkpoint,
+    "hint": _hint,
+    "stub": _stub,
     "generation": _generation,
 }
 

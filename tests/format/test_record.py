@@ -93,7 +93,10 @@ RECORDS = st.builds(
     time_ms=U64,
     batches=st.lists(batches(), max_size=3),
     strata_added=st.lists(
-        st.builds(StratumAdded, IDS, st.integers(1, 3), st.integers(1, 3), U64, U64, KEYS, U32, U64), max_size=2
+        st.builds(
+            StratumAdded, IDS, st.integers(1, 3), st.integers(1, 3), U64, U64, KEYS, U32, U64, KEYS | st.just(b"")
+        ),
+        max_size=2,
     ),
     strata_removed=st.lists(IDS, max_size=2),
     relied=st.lists(IDS, max_size=2),
@@ -115,6 +118,9 @@ RECORDS = st.builds(
     slots_removed=st.lists(st.text(max_size=16), max_size=2),
     generation=U32,
     damaged=st.lists(KEYS, max_size=2),
+    job=st.text(max_size=16),
+    files_kept=st.booleans(),
+    files_deleted=st.lists(IDS, max_size=2),
 )
 PLAIN = Record(session=1, sequence=2, previous=KEY, time_ms=3)
 FIELDS: dict[str, Any] = msgpack.unpackb(encode_record(PLAIN))
@@ -157,8 +163,26 @@ def _full() -> Record:
         slots_removed=[""],
         generation=1,
         damaged=[KEY],
+        job="nightly",
+        files_kept=True,
+        files_deleted=[STRATUM_ID],
         **lists,
     )
+
+
+def test_a_stratum_of_an_earlier_version_has_no_key_material() -> None:
+    added = StratumAdded(STRATUM_ID, 1, 2, 3, 4, KEY, 5, 6)
+    earlier = msgpack.packb({**FIELDS, "a+": [list(added)[:8]]})
+    assert decode_record(earlier).strata_added == [added]
+    with pytest.raises(CorruptionError):
+        decode_record(msgpack.packb({**FIELDS, "a+": [[*list(added)[:8], bytes(31)]]}))
+
+
+def test_frames_of_an_open_basin_differ_so_that_a_writer_knows_its_own() -> None:
+    payload = encode_record(PLAIN)
+    frames = {OPEN_CIPHER.seal(RECORD_MAGIC, 5, payload, generation=0, randomness=key) for key in (KEY, OTHER_KEY)}
+    assert len(frames) == 2
+    assert {OPEN_CIPHER.open(frame)[1] for frame in frames} == {payload}
 
 
 def test_an_unknown_field_is_skipped_unless_it_must_be_understood() -> None:
