@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
 from basin.engine.core import Core
+from basin.engine.hints import HINT_NAME, hint_of, write_hint
 from basin.engine.ingest import (
     Item,
     Report,
@@ -29,25 +30,35 @@ from basin.engine.ingest import (
     worker_secret,
     write_items,
 )
-from basin.engine.keyring import create_basin_keys, delete_slot_files, unlock
+from basin.engine.keyring import Keyring, create_basin_keys, delete_slot_files, unlock
 from basin.engine.log import RESERVE_NAME
 from basin.engine.options import Options, make_options
 from basin.engine.secret import Secret
 from basin.engine.state import State
 from basin.errors import (
     AlreadyExists,
+    BasinError,
+    CorruptionError,
     InvalidArgument,
     NotABasin,
     ObjectMissing,
     ReadOnly,
     RollbackDetected,
+    UnsupportedVersion,
+    WrongSecret,
 )
-from basin.format.layout import FORMAT_VERSION
+from basin.format.hint import Hint
+from basin.format.layout import FORMAT_VERSION, HINT_SIZE_MAX
 from basin.format.record import Record, Slot
 from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, encode_descriptor
 from basin.layers.blobs import Blobs
+from basin.storage.disk_cache import DiskCache
+from basin.storage.fsspec_objects import open_fsspec
 from basin.storage.local import LocalStorage
+from basin.storage.memory_objects import memory_objects
+from basin.storage.objects import ByteRange, ObjectStore
 from basin.storage.protocol import Storage
+from basin.storage.remote import RemoteStorage
 from basin.terms import ContentKey, Head, Position
 
 Mode = Literal["r", "w", "c", "x", "n"]
@@ -85,11 +96,19 @@ class DatabaseView(View):
 class Database(Basin):
     """An open basin with its layers: what `basin.open` returns."""
 
-    def __init__(self, core: Core, url: str, secret: Secret | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        url: str,
+        secret: Secret | None,
+        options: dict[str, Any],
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(core, url)
         self._blobs = Blobs(self)
         self._secret = secret
         self._options = options
+        self._storage_options = storage_options or {}
 
     @property
     def blobs(self) -> Blobs:
@@ -101,7 +120,7 @@ class Database(Basin):
 
         The worker takes a secret of its own from where this handle's came from: a file, or the environment.
         """
-        return make_ticket(self._core, self.url, self._secret, self._options)
+        return make_ticket(self._core, self.url, self._secret, self._options, self._storage_options)
 
     def adopt(self, reports: Iterable[Report]) -> Position:
         """Commit what workers reported, in one record; returns its position."""
@@ -153,23 +172,32 @@ def open(  # noqa: A001  # the name every user knows from dbm, shelve and gzip
     expect_head: Head | None = None,
     **options: Any,
 ) -> Database:
-    """Open the basin in a folder.
+    """Open the basin in a folder, or in a bucket: `s3://bucket/prefix`, `memory://name`, or any fsspec URL.
 
     Modes: "r" read; "w" write an existing one; "c" create if absent; "x" must not exist; "n" delete all names.
     `secret`: a `Secret`, or a `str`, which is a passphrase. An encrypted basin needs one, an open one refuses it;
-    creating needs a secret or `profile="open"`. `expect_head` is a head this client remembers: an older or different
-    history raises `RollbackDetected`. `options` are the fields of `basin.Options`.
+    creating needs a secret or `profile="open"`. `storage_options` go to the fsspec file system (credentials, endpoint);
+    without them it looks where its own documentation says (environment, profiles). `expect_head` is a head this client
+    remembers: an older or different history raises `RollbackDetected`. `options` are the fields of `basin.Options`.
 
     Raises `NotABasin`, `AlreadyExists`, `SecretRequired`, `WrongSecret`, `UnsupportedVersion`, `CorruptionError`,
-    `ReadOnly`, `InvalidArgument`, `StorageError`. Cost: a few small reads, and the log since the last checkpoint.
+    `ReadOnly`, `InvalidArgument`, `MissingDependency`, `StorageError`. Cost: a few small reads, and the log since the
+    last checkpoint; in a bucket at most 6 GET and no LIST beside that log.
     """
     if mode not in ("r", "w", "c", "x", "n"):
         raise InvalidArgument(f"mode is one of r, w, c, x, n, not {mode!r}", mode=mode)
     make_options(options)
-    storage, text = _storage_of(url, storage_options, create=mode in ("c", "x", "n"))
+    storage, text = _storage_of(url, storage_options, options, create=mode in ("c", "x", "n"))
     try:
         return open_storage(
-            storage, text, mode=mode, secret=secret, profile=profile, expect_head=expect_head, options=options
+            storage,
+            text,
+            mode=mode,
+            secret=secret,
+            profile=profile,
+            expect_head=expect_head,
+            options=options,
+            storage_options=storage_options,
         )
     except BaseException:
         storage.close()
@@ -185,38 +213,69 @@ def open_storage(
     profile: str | None = None,
     expect_head: Head | None = None,
     options: dict[str, Any] | None = None,
+    storage_options: dict[str, Any] | None = None,
 ) -> Database:
     """`open` on a storage that is there already: what tests with a simulated disk call."""
     secret = Secret.from_passphrase(secret) if isinstance(secret, str) else secret
     if profile not in (None, "open", "encrypted"):
         raise InvalidArgument(f"profile is 'open' or 'encrypted', not {profile!r}", profile=profile)
     given = options or {}
-    try:
-        data = storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
-    except ObjectMissing:
+    remote = storage.objects is not None
+    data, hint = _read_descriptor(storage)
+    if data is None:
         if mode in ("r", "w"):
-            raise NotABasin(f"{url} is not a basin: it has no {DESCRIPTOR_NAME}", url=url) from None
-        data = _create(storage, url, secret, profile, make_options(given))
-    else:
-        if mode == "x":
-            raise AlreadyExists(f"there is a basin in {url} already", object=url, operation="create")
+            raise NotABasin(f"{url} is not a basin: it has no {DESCRIPTOR_NAME}", url=url)
+        data = _create(storage, url, secret, profile, make_options(given, remote=remote))
+    elif mode == "x":
+        raise AlreadyExists(f"there is a basin in {url} already", object=url, operation="create")
     descriptor = decode_descriptor(data)
     if profile is not None and profile != descriptor.profile:
         raise InvalidArgument(f"{url} was created as {descriptor.profile!r}, not {profile!r}", profile=profile)
-    keyring, _ = unlock(storage, data, secret)
+    keyring, hint = _unlock(storage, data, secret, hint)
     writable = mode != "r"
     if writable and not storage.writable():
         raise ReadOnly(f"{url} cannot be written; open it with mode='r'", object=url, operation="open")
-    core = Core(storage, keyring, make_options(given, dict(descriptor.options)), writable=writable)
+    core = Core(storage, keyring, make_options(given, dict(descriptor.options), remote=remote), writable=writable)
     try:
-        _start(core, expect_head)
-        database = Database(core, url, secret, given)
+        _start(core, expect_head, hint)
+        database = Database(core, url, secret, given, storage_options)
         if mode == "n":
             _empty(database)
         return database
     except BaseException:
         core.release("the basin could not be opened")
         raise
+
+
+def _read_descriptor(storage: Storage) -> tuple[bytes | None, Hint | None]:
+    """`basin.json`, if it is there; and of a bucket the hint, which is read at the same time."""
+    if storage.objects is None:
+        try:
+            return storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX), None
+        except ObjectMissing:
+            return None, None
+    wanted = [ByteRange(DESCRIPTOR_NAME, 0, _DESCRIPTOR_SIZE_MAX), ByteRange(HINT_NAME, 0, HINT_SIZE_MAX)]
+    data, hint = storage.read_ranges(wanted)
+    if isinstance(data, ObjectMissing):
+        return None, None
+    if isinstance(data, BasinError):
+        raise data
+    return data, hint_of(hint)
+
+
+def _unlock(
+    storage: Storage, descriptor: bytes, secret: Secret | None, hint: Hint | None
+) -> tuple[Keyring, Hint | None]:
+    """The keyring; from the copies of the key files in the hint, if those open it, else from the files."""
+    if isinstance(storage, RemoteStorage) and hint is not None and hint.keys:
+        storage.suppose(hint.keys)
+        try:
+            return unlock(storage, descriptor, secret)[0], hint
+        except (WrongSecret, CorruptionError, UnsupportedVersion):
+            pass  # The slots may have changed since: the files say so, or what is wrong.
+        finally:
+            storage.suppose({})
+    return unlock(storage, descriptor, secret)[0], hint
 
 
 def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
@@ -228,28 +287,44 @@ def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
 
 
 def _ingest(ticket: Ticket, items: Iterable[Item], secret: Secret | None) -> Report:
-    with open(ticket.url, "r", secret=secret, **{**ticket.options, "threads": 1}) as database:
+    options = {**ticket.options, "threads": 1}
+    with open(ticket.url, "r", secret=secret, storage_options=ticket.storage_options or None, **options) as database:
         full_name = database._full
         return write_items(database.core, ticket.session, items, full_name)
 
 
 def _storage_of(
-    url: str | os.PathLike[str], storage_options: dict[str, Any] | None, *, create: bool
+    url: str | os.PathLike[str], storage_options: dict[str, Any] | None, options: dict[str, Any], *, create: bool
 ) -> tuple[Storage, str]:
     text = os.fspath(url)
     if type(text) is not str or not text:
         raise InvalidArgument(f"a basin is opened by a path or URL, not {url!r}")
     scheme = urlsplit(text).scheme if "://" in text else ""
-    if scheme == "file":
+    if scheme not in ("", "file"):
+        return _remote_storage(text, scheme, storage_options, make_options(options, remote=True)), text
+    if scheme:
         text = unquote(text.removeprefix("file://"))
-    elif scheme:
-        raise InvalidArgument(f"no storage for {scheme}:// yet; this version keeps basins on local disks", url=text)
     if storage_options:
         raise InvalidArgument("a basin on a local disk takes no storage_options")
     path = Path(text)
     if not create and not _may_be_folder(path):
         raise NotABasin(f"{text} is not a basin: there is no such folder", url=text)
     return LocalStorage(path, create=create), text
+
+
+def _remote_storage(url: str, scheme: str, storage_options: dict[str, Any] | None, options: Options) -> RemoteStorage:
+    """A bucket, with its cache folder; `memory://` is one that this process keeps."""
+    policy = options.request_policy()
+    cache: DiskCache | None = None
+    if scheme == "memory":
+        store: ObjectStore = memory_objects(url)
+    else:
+        store = open_fsspec(url, storage_options, policy)
+        if options.disk_cache_size:
+            folder = Path(options.cache_folder) if options.cache_folder else Path("~/.cache/basin").expanduser()
+            cache = DiskCache(folder, options.disk_cache_size)
+    spool_folder = Path(options.spool_folder) if options.spool_folder else None
+    return RemoteStorage(store, policy, cache=cache, spool_folder=spool_folder, uploads=options.upload_count)
 
 
 def _may_be_folder(path: Path) -> bool:
@@ -269,7 +344,8 @@ def _create(storage: Storage, url: str, secret: Secret | None, profile: str | No
     if _strangers(storage):
         if storage.exists(DESCRIPTOR_NAME):  # Somebody else created the basin since we looked.
             return storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
-        raise NotABasin(f"{url} is a folder with other files in it and no basin: choose an empty one", url=url)
+        raise NotABasin(f"{url} has other files in it and no basin: choose an empty place", url=url)
+    storage.require_create_only()
     descriptor = Descriptor(
         format=FORMAT_VERSION,
         basin_id=os.urandom(16),
@@ -296,9 +372,9 @@ def _strangers(storage: Storage) -> list[str]:
     return sorted(folders | set(storage.list("")))
 
 
-def _start(core: Core, expect_head: Head | None) -> None:
-    """Read the log; check the remembered head; make the first slot valid."""
-    core.load()
+def _start(core: Core, expect_head: Head | None, hint: Hint | None) -> None:
+    """Read the log; check the remembered head; make the first slot valid; leave a hint where there is none."""
+    core.load(hint)
     if expect_head is not None:
         check_head(core, expect_head)
     slot = core.keyring.slot
@@ -310,6 +386,8 @@ def _start(core: Core, expect_head: Head | None) -> None:
             return Record(slots_added=[Slot(slot.slot_id, slot.public_key)])
 
         core.append(build)
+    if core.writable and core.is_remote and hint is None:
+        write_hint(core, keys_changed=True)
     if core.writable and core.options.reserve_size:
         core.storage.reserve(RESERVE_NAME, core.options.reserve_size)
 
@@ -326,17 +404,13 @@ def check_head(core: Core, expected: Head) -> None:
         )
     if position == found.position:
         at = found.hash
-    elif position == 0 or position < core.state.floor - 1:
+    elif position == 0:
         return
     else:
-        at = next(
-            (
-                entry.hash
-                for entry in core.log.follow(core.log.cursor_before(position - 1), names_from=position - 1)
-                if entry.position == position
-            ),
-            b"",
-        )
+        stored = core.log.hash_at(position)
+        if stored is None and position < core.state.floor - 1:
+            return  # Its part of the log was removed since.
+        at = stored or b""
     if at != digest:
         raise RollbackDetected(
             f"position {position} holds another record than the one seen before", expected=expected, found=found

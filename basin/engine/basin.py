@@ -342,8 +342,12 @@ class Basin(Names):
         return core.state.head
 
     def resolve(self, token: bytes) -> str:
-        """Settle a `CommitUnknown`: "committed" or "absent". On a local disk no outcome is ever unknown."""
-        raise InvalidArgument("this token is of no commit whose outcome was unknown", token=token)
+        """Settle a `CommitUnknown`: "committed" or "absent", for certain from then on.
+
+        Any handle that can write will do. On a local disk no outcome is ever unknown.
+        """
+        self._core.require_open()
+        return self._core.resolve(token)
 
     def _entries(self, since: Position) -> Iterator[Entry]:
         core = self._core

@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from basin.engine.hints import read_hint, write_hint
 from basin.engine.index import IndexReader
+from basin.engine.log import CHECKPOINT_FOLDER
 from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import ACTIVE, FINISHED, State, last_version, state_to_map
@@ -54,9 +56,9 @@ MERGE_WIDTH: Final = 4
 """Runs of one size class that are merged into one of the next: reads ask at most three runs a class."""
 SMALL_STRATUM: Final = 4 * MIB
 SMALL_STRATA_MAX: Final = 8
-CHECKPOINT_EVERY: Final = 1000
-"""Records that an opener replays at most, about: the state is stored, and names are flushed, this often."""
 CHECKPOINTS_KEPT: Final = 2
+KEPT_DELETED_MIN: Final = 16
+"""Deleting kept files costs a record."""
 _INDEX_SLICE_PAGES: Final = 64
 """Pages of each input that an index merge holds at a time: 256 KiB, and as much again while they are sorted."""
 
@@ -72,7 +74,14 @@ def upkeep(core: Core) -> None:
     is_settled = bool(core.settled) and all(old is new for old, new in zip(core.settled, structure, strict=True))
     if is_settled and not is_flush_due(core) and not is_checkpoint_due(core):
         return
-    for step in (_flush_names, _merge_runs, _merge_small_strata, _merge_index_runs, _checkpoint_log):
+    for step in (
+        _flush_names,
+        _merge_runs,
+        _merge_small_strata,
+        _merge_index_runs,
+        _checkpoint_log,
+        _delete_kept_files,
+    ):
         if step.__name__ in core.upkeep_problems:
             continue
         try:
@@ -90,13 +99,16 @@ def is_flush_due(core: Core) -> bool:
     """Whether the names in memory exceed their budget, or are those of more records than an opener should replay."""
     table = core.current.tables.memtables[0]
     unflushed = core.state.position - core.state.flushed
-    return table.size > core.options.memtable_size or (unflushed >= CHECKPOINT_EVERY and len(table) > 0)
+    return table.size > core.options.memtable_size or (unflushed >= core.options.checkpoint_every and len(table) > 0)
 
 
 def is_checkpoint_due(core: Core) -> bool:
     """Whether an opener would have to replay too much."""
     state = core.state
-    return state.flushed > core.checkpoint_position or state.position - core.checkpoint_position >= CHECKPOINT_EVERY
+    return (
+        state.flushed > core.checkpoint_position
+        or state.position - core.checkpoint_position >= core.options.checkpoint_every
+    )
 
 
 def _flush_names(core: Core) -> None:
@@ -121,9 +133,39 @@ def _merge_index_runs(core: Core) -> None:
 
 
 def _checkpoint_log(core: Core) -> None:
-    if is_checkpoint_due(core):
+    if is_checkpoint_due(core) and not _somebody_did(core):
         raise_floor(core)
         checkpoint(core)
+
+
+def _somebody_did(core: Core) -> bool:
+    """Whether another writer of a bucket has just stored a checkpoint: every one of them finds that it is due."""
+    hint = read_hint(core.storage) if core.is_remote else None
+    if hint is not None and hint.checkpoint > core.checkpoint_position:
+        core.checkpoint_position = hint.checkpoint
+        return not is_checkpoint_due(core)
+    return False
+
+
+def _delete_kept_files(core: Core) -> None:
+    """Delete files that were kept for readers at earlier positions, after `grace_s`; many at a time."""
+    oldest_ms = time.time_ns() // 1_000_000 - int(core.options.grace_s * 1000)
+    due = [identity for identity, (_, time_ms) in core.state.retired.items() if time_ms <= oldest_ms]
+    if len(due) < KEPT_DELETED_MIN:
+        return
+    for identity in due:
+        core.own_strata.delete(core.state.retired[identity].kind, identity)
+    core.append(lambda now: Record(files_deleted=[identity for identity in due if identity in now.retired]))
+
+
+def _remove_files(core: Core, kind: StratumKind, strata: Iterable[StratumId]) -> None:
+    """Delete the files of strata that a record has just removed; in a bucket they are kept for a while.
+
+    There an open file is no hold on it, and whoever reads at an earlier position would find nothing.
+    """
+    for identity in strata:
+        if not core.is_remote:
+            core.own_strata.delete(kind, identity)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -204,10 +246,11 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
             name_runs_removed=removed,
             strata_added=[] if empty else [added],
             strata_removed=removed,
+            files_kept=core.is_remote,
         )
     )
-    for identity in removed if done else ():
-        core.own_strata.delete(StratumKind.META, identity)
+    if done:
+        _remove_files(core, StratumKind.META, removed)
     if not done or empty:
         core.own_strata.delete(StratumKind.META, run.id)
     return done
@@ -337,13 +380,16 @@ def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> 
                 index_runs_removed=removed,
                 strata_added=[added],
                 strata_removed=removed,
+                files_kept=core.is_remote,
             )
             if all(one in now.strata for one in strata)
             else None
         )
     )
-    for identity in removed if done else [run.id]:
-        core.own_strata.delete(StratumKind.INDEX, identity)
+    if done:
+        _remove_files(core, StratumKind.INDEX, removed)
+    else:
+        core.own_strata.delete(StratumKind.INDEX, run.id)
     return done
 
 
@@ -458,15 +504,17 @@ def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
                 strata_added=[added],
                 strata_removed=[*small, *emptied],
                 index_runs_removed=emptied,
+                files_kept=core.is_remote,
             )
             if all(one in now.strata and not now.strata[one].condemned for one in small)
             else None
         )
     )
-    for identity in small if done else [writer.id]:
-        core.own_strata.delete(kind, identity)
-    for identity in emptied if done else ():
-        core.own_strata.delete(StratumKind.INDEX, identity)
+    if done:
+        _remove_files(core, kind, small)
+        _remove_files(core, StratumKind.INDEX, emptied)
+    else:
+        core.own_strata.delete(kind, writer.id)
     return done
 
 
@@ -502,17 +550,20 @@ def checkpoint(core: Core) -> None:
         randomness=os.urandom(32),
     )
     with contextlib.suppress(AlreadyExists):
-        core.storage.put_if_absent(f"checkpoint/{state.position:020d}", frame)
+        core.storage.put_if_absent(f"{CHECKPOINT_FOLDER}/{state.position:020d}", frame)
     core.checkpoint_position = state.position
-    names = [name for name in core.storage.list("checkpoint") if name.isdigit()]
-    for name in names[:-CHECKPOINTS_KEPT]:
-        core.storage.delete(f"checkpoint/{name}")
-    kept = names[-CHECKPOINTS_KEPT:]
+    if core.is_remote:
+        positions = write_hint(core, checkpoint=state.position)
+    else:
+        positions = sorted(int(name) for name in core.storage.list(CHECKPOINT_FOLDER) if name.isdigit())
+    for position in positions[:-CHECKPOINTS_KEPT]:
+        core.storage.delete(f"{CHECKPOINT_FOLDER}/{position:020d}")
+    kept = positions[-CHECKPOINTS_KEPT:]
     if len(kept) == CHECKPOINTS_KEPT:
         with contextlib.suppress(CorruptionError, ObjectMissing):
-            older = core.read_checkpoint(kept[0])  # Whoever has to start there needs its names from the log.
+            older = core.read_checkpoint(f"{kept[0]:020d}")  # Whoever starts there needs its names from the log.
             needed = min(older.position, older.flushed, max(0, state.floor - 1))
-            core.log.remove_through(needed, core.cursor.segment)
+            core.log.remove_through(needed, core.cursor, checkpoint=state.position, generation=core.keyring.generation)
 
 
 def raise_floor(core: Core) -> None:

@@ -58,6 +58,8 @@ _TASK_SIZE: Final = 128 << 10
 _READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
+_REMOTE_STRETCH: Final = 32 << 20
+"""Bytes of a bucket that are in memory at a time while many contents are fetched."""
 _contexts = threading.local()
 
 
@@ -244,7 +246,7 @@ class Contents:
         with self.mutex:
             while start < len(keys):
                 writer = self._writer_for(StratumKind.DATA)
-                stop = _fitting(payloads, start, self._options.stratum_size - writer.offset)
+                stop = _fitting(payloads, start, writer.size_target - writer.offset)
                 before = writer.offset
                 new_keys, kinds, data = keys[start:stop], codecs[start:stop], payloads[start:stop]
                 if not writer.locations.keys().isdisjoint(new_keys):
@@ -367,6 +369,8 @@ class Contents:
     def grain(self, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
         grain_key = self._map.grain_key(key)
+        if self._locator.find_surely(grain_key) is None and self._locator.is_behind:
+            self._reload()
         missing: Location | None = None
         while (place := self._locator.find_surely(grain_key)) is not None:
             try:
@@ -441,6 +445,8 @@ class Contents:
         places = self._locator.find_many(grain_keys)
         size = sum([place.length for place in places if place is not None])
         wanted = list(zip(keys, grain_keys, places, strict=True))
+        if self._readers.are_remote:
+            return self._fetch_together(wanted)
         if size >= _FETCH_ITEM_MIN * len(keys) and self._is_parallel(size, len(keys)):
             return self._on_pool(self._fetch_all, wanted, size)
         return self._fetch_all(wanted)
@@ -458,6 +464,37 @@ class Contents:
             content = None if place is None else self._read_plain(place, grain_key, key)
             contents.append(self._get_whole(key) if content is None else content)
         return contents
+
+    def _fetch_together(self, wanted: Sequence[tuple[bytes, bytes, Location | None]]) -> list[bytes]:
+        """`_fetch_all` from a bucket: all requests of a stretch at once, neighbours in one."""
+        contents: list[bytes] = []
+        sizes = [0 if place is None else place.length for _, _, place in wanted]
+        for part in _stretches(wanted, sizes, _REMOTE_STRETCH):
+            places = [place for _, _, place in part if place is not None and self._is_stored(place)]
+            grains = dict(zip(places, self._readers.read_grains(places, self._locator.kind_of), strict=True))
+            for key, grain_key, place in part:
+                grain = None if place is None else grains.get(place)
+                content = None
+                if place is not None and isinstance(grain, bytes):
+                    content = self._open_plain(grain, place, grain_key, key)
+                contents.append(self._get_whole(key) if content is None else content)
+        return contents
+
+    def _is_stored(self, place: Location) -> bool:
+        """Whether the place is in a stratum that this handle is not just writing."""
+        return self._locator.writer_of(place.stratum) is None
+
+    def _open_plain(self, grain: bytes, place: Location, grain_key: bytes, key: bytes) -> bytes | None:
+        """The content of a plain grain in hand; None: `grain` must look closer."""
+        try:
+            reader = self._reader_of(place)
+        except (ObjectMissing, CorruptionError):
+            return None
+        found = reader.open_content(grain, place.offset, grain_key) if len(grain) == place.length else None
+        if found is None or not (self._sealed or blake3(found.content).digest() == key):
+            return None
+        self._readers.keep_grain(key, found.sealed, place.stratum)
+        return found.content
 
     def links(self, key: bytes) -> list[bytes]:
         """Union of the links of all grains of a key; raise `ContentNotFound`, and why a stratum cannot be searched."""
@@ -525,9 +562,10 @@ def _hash_all(contents: Sequence[bytes]) -> list[bytes]:
     return [blake3(content).digest() for content in contents]
 
 
-def _stretches(items: Sequence[bytes], sizes: Sequence[int], size_min: int) -> list[Sequence[bytes]]:
+def _stretches(items: Sequence[T], sizes: Sequence[int], size_min: int) -> list[Sequence[T]]:
     """Slices of `items` of at least `size_min` bytes each, but the last."""
-    slices, start, size = [], 0, 0
+    slices: list[Sequence[T]] = []
+    start, size = 0, 0
     for row, length in enumerate(sizes):
         size += length
         if size >= size_min:

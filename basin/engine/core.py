@@ -27,16 +27,20 @@ from typing import Final, NamedTuple
 
 from basin.engine.compaction import upkeep
 from basin.engine.contents import Contents, Relied
+from basin.engine.hints import read_hint
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
-from basin.engine.log import RESERVE_NAME, START, Cursor, FileLog
+from basin.engine.log import CHECKPOINT_FOLDER, RESERVE_NAME, START, Cursor, Entry
+from basin.engine.logs import open_log
 from basin.engine.memtable import Memtable
-from basin.engine.names import BrokenRun, RunReader, Tables, open_run, order_runs
+from basin.engine.names import BrokenRun, RunReader, Tables, lazy_runs, open_run, order_runs
+from basin.engine.object_log import Folded, ObjectLog, split_token
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
 from basin.engine.runs import write_batch_run
 from basin.engine.state import (
+    ACTIVE,
     State,
     apply,
     first_version,
@@ -50,8 +54,10 @@ from basin.errors import (
     BasinClosed,
     BasinError,
     BasinPoisoned,
+    CommitUnknown,
     Conflict,
     CorruptionError,
+    InvalidArgument,
     ObjectMissing,
     OutOfSpace,
     ReadOnly,
@@ -59,6 +65,7 @@ from basin.errors import (
     StorageUnavailable,
 )
 from basin.format.checkpoint import decode_checkpoint
+from basin.format.hint import Hint
 from basin.format.layout import (
     BATCHES_PER_RECORD_MAX,
     FRAME_FLAG_UNSYNCED,
@@ -74,7 +81,6 @@ from basin.terms import ContentKey, Position, StratumId
 BATCH_INLINE_MAX: Final = MIB
 """A batch above this is written as a run of names and adopted by its record."""
 GROUP_SIZE_MAX: Final = 16 * MIB
-CHECKPOINT_FOLDER: Final = "checkpoint"
 SESSION_FOLDER: Final = "session"
 DROPPED_LISTED_MAX: Final = 1000
 _LEADER_TRUSTED_S: Final = 1.0
@@ -125,15 +131,15 @@ class Core:
         self.options = options
         self.writable = writable
         self.cipher = FrameCipher(keyring.basin_id, keyring.log_keys)
-        self.log = FileLog(storage, self.cipher, keyring.basin_id, options.lock_timeout_s)
+        self.is_remote = storage.objects is not None
+        self.log = open_log(storage, self.cipher, keyring.basin_id, options)
         self.readers = StratumReaders(storage, keyring, options.open_files_max, options.cache_size)
-        self.locator = GrainLocator(self.readers)
+        self.locator = GrainLocator(self.readers, lazy=self.is_remote)
         self.own_strata = OwnStrata(storage, keyring, options, self.readers, self.locator)
         self.contents = Contents(keyring, self.readers, self.locator, options, self.writer_for, self.refresh)
         self.current = Current(State(), Tables((Memtable(),), ()))
         self.cursor = START
         self._recovered = False
-        self.sequence = 0
         self.closed = ""
         self.poisoned: BasinPoisoned | None = None
         self.checkpoint_position: Position = 0
@@ -151,6 +157,10 @@ class Core:
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._session_lock: LockFile | None = None
+        self._is_doubtful = False
+        """Whether it is not known if the last record of this handle is in the log."""
+        self._begin_hashes: set[bytes] = set()
+        """Hashes of records that would begin a session of this handle, and of which it is not known."""
         self._half_followed = False
         """Whether the memtable may hold names of a position that nobody reached."""
         self._pending = Pending()
@@ -162,15 +172,21 @@ class Core:
 
     # --- opening ----------------------------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Read the newest good checkpoint, and follow the log to its end. Forgets what this handle knew before."""
-        if self.writable:
-            with self.log.exclusive():
-                pass  # Adopts what lies behind a watermark that was left behind.
-        else:
-            self.log.look_behind()
-        state = self._newest_checkpoint()
+    def load(self, hint: Hint | None = None) -> None:
+        """Read the newest good checkpoint, and follow the log to its end. Forgets what this handle knew before.
+
+        `hint`: what was just read of a bucket's.
+        """
+        self.log.prepare(writable=self.writable)
+        try:
+            self._load(self._hinted_checkpoint(hint) if self.is_remote else self._newest_checkpoint())
+        except Folded:
+            self._load(self._newest_checkpoint())  # The hint was so old that records behind it have been folded.
+
+    def _load(self, state: State) -> None:
         start = min(state.position, state.flushed)
+        if self.is_remote and state.named <= state.flushed:
+            start = state.position  # No record in between changed a name, and each would be a request.
         memtable = Memtable()
         tables = Tables((memtable,), self._open_runs(state.name_runs, ()))
         cursor = self.log.cursor_before(start) if state.position else START
@@ -183,6 +199,8 @@ class Core:
             else:
                 state, tables = self._next(state, tables, entry.record, entry.hash)
                 memtable = tables.memtables[0]
+            if self._begin_hashes:
+                self._recognise(entry)
         reached = max(cursor.position, start)
         if reached < state.position:
             raise CorruptionError(
@@ -210,6 +228,17 @@ class Core:
         frame = self.storage.read_file(f"{CHECKPOINT_FOLDER}/{name}", FRAME_SIZE_MAX)
         return state_from_map(decode_checkpoint(self.cipher, frame, position))
 
+    def _hinted_checkpoint(self, hint: Hint | None) -> State:
+        """The newest that a bucket's hint names; without a good hint, the newest that is there."""
+        hint = hint if hint is not None else read_hint(self.storage)
+        if hint is None:
+            return self._newest_checkpoint()
+        for position in (hint.checkpoint, hint.older_checkpoint):
+            if position:
+                with contextlib.suppress(CorruptionError, ObjectMissing):
+                    return self.read_checkpoint(f"{position:020d}")
+        return self._newest_checkpoint() if hint.checkpoint else State()
+
     def _newest_checkpoint(self) -> State:
         """The newest that is whole. An older one, or the log, leads to the same state; `check` names the bad file."""
         for name in reversed(self.storage.list(CHECKPOINT_FOLDER)):
@@ -219,7 +248,13 @@ class Core:
 
     def _open_runs(self, runs: Sequence[NameRun], known: Sequence[RunReader]) -> tuple[RunReader, ...]:
         by_id = {reader.run.id: reader for reader in known}
-        return order_runs([by_id.get(run.id) or open_run(run, self.readers) for run in runs])
+        missing = [run for run in runs if run.id not in by_id]
+        if self.is_remote:
+            opened = lazy_runs(missing, self.readers)
+        else:
+            opened = [open_run(run, self.readers) for run in missing]
+        by_id |= {reader.run.id: reader for reader in opened}
+        return order_runs([by_id[run.id] for run in runs])
 
     # --- following the log ------------------------------------------------------------------------------------------
 
@@ -257,8 +292,23 @@ class Core:
             if not self._is_behind():
                 return
 
+    def open_everything(self) -> None:
+        """Look now at the indexes and runs of names that a bucket's handle looks at when it needs them.
+
+        For `check` and `repair`: what cannot be opened is known afterwards.
+        """
+        if not self.is_remote:
+            return
+        with self.commit_mutex:
+            self.locator.settle()
+            state, tables = self.current
+            opened = [open_run(run, self.readers) for run in state.name_runs]
+            self.current = Current(state, Tables(tables.memtables, order_runs(opened)))
+
     def _is_behind(self) -> bool:
         """Whether files were gone already that the state names: somebody merged them since it was."""
+        if self.is_remote:
+            return False  # Whoever looks into one meets it, and follows the log then.
         broken = [run.error for run in self.current.tables.runs if isinstance(run, BrokenRun)]
         return any(isinstance(error, ObjectMissing) for error in (*broken, *self.locator.broken.values()))
 
@@ -274,16 +324,27 @@ class Core:
                 self._half_followed = True
                 state, tables = self._next(state, tables, entry.record, entry.hash)
                 cursor = entry.end
+                if self._begin_hashes:
+                    self._recognise(entry)
         except (CorruptionError, ObjectMissing):
-            if cursor.segment in self.log.segments():
+            if self.log.keeps(cursor):
                 raise
-            # Old segments were removed while we did not look: start over from the newest checkpoint.
+            # Old records were removed while we did not look: start over from the newest checkpoint.
             self.load()
             return
         if cursor is not self.cursor:
             self._publish(state, tables)
             self.cursor = cursor
         self._half_followed = False
+
+    def _recognise(self, entry: Entry) -> None:
+        """Whether a record that stands in the log is one of this handle's whose append had no known outcome.
+
+        Sequence numbers are counted by the log; only that a session is ours has to be found out.
+        """
+        if entry.hash in self._begin_hashes:
+            self._begin_hashes.clear()
+            self.own_strata.session = entry.position
 
     def _next(self, state: State, tables: Tables, record: Record, record_hash: bytes) -> tuple[State, Tables]:
         """State and tables after one stored record."""
@@ -303,6 +364,11 @@ class Core:
     def _publish(self, state: State, tables: Tables) -> None:
         if state.generation != self.keyring.generation:
             self.keyring.select_generation(state.generation)
+        if state.strata is not self.readers.logged:
+            self.readers.logged = state.strata
+            self.own_strata.stored_size = sum(known.added.length for known in state.strata.values())
+        if state.name_runs is not self.current.state.name_runs:
+            self.readers.run_directories = {run.id: run.directory_offset for run in state.name_runs}
         self.locator.update(state, {run.id for run in state.name_runs})
         self.contents.damaged = state.damaged
         self.current = Current(state, tables)
@@ -353,8 +419,7 @@ class Core:
         self._changed()
 
     def _changed(self) -> None:
-        if self._timer is None and self.options.sync_interval_s < 3600:
-            self._start_timer()
+        self._start_timer_once()
         if self._pending.names.size > self.options.memtable_size:
             self.commit_pending()
 
@@ -404,6 +469,10 @@ class Core:
         pending.relied.update(newer.relied)
         pending.written |= newer.written
 
+    def _start_timer_once(self) -> None:
+        if self._timer is None and self.options.sync_interval_s < 3600:
+            self._start_timer()
+
     def _start_timer(self) -> None:
         with self._pending_mutex:
             if self._timer is None:
@@ -413,13 +482,32 @@ class Core:
     def _run_timer(self) -> None:
         """Commit what waits, every interval, until the handle closes."""
         while not self._timer_wake.wait(self.options.sync_interval_s):
-            if (self._pending or self._committing) and self.poisoned is None and not self.closed:
+            if self.poisoned is None and not self.closed:
                 try:
-                    self.commit_pending()
+                    if self._pending or self._committing:
+                        self.commit_pending()
+                    elif self.is_remote:
+                        self._log_what_landed()
                 except StorageUnavailable:
                     continue  # The changes wait on; the next round tries again.
                 except BasinError as error:
                     self._unreported = error  # Whoever uses the handle next, or closes it, is told.
+
+    def _log_what_landed(self) -> None:
+        """Log strata of contents that are in the bucket already, while a batch goes on that will refer to them.
+
+        So whoever takes over from a writer that dies in the middle of a large batch finds its contents by their keys.
+        """
+        with self.contents.mutex:
+            landed = self.own_strata.landed()
+
+        def build(_: State) -> Record | None:
+            missing = self._still_to_log(landed)
+            return Record(strata_added=missing) if missing else None
+
+        if landed:
+            self.append(build)
+            self.own_strata.settle(landed, self.state.strata)
 
     # --- committing -------------------------------------------------------------------------------------------------
 
@@ -529,11 +617,12 @@ class Core:
             with self.contents.mutex:
                 added = self.own_strata.sync(self.state.strata)
             with self.log.exclusive():
-                self.catch_up()
-                accepted, relied, revived = self._accept(group)
-                added = self._without_refused_runs(group, added)
-                if accepted:
-                    self._append_record(
+                if self.log.looks_first or self._is_doubtful:
+                    self.catch_up()
+                while True:
+                    accepted, relied, revived = self._accept(group)
+                    added = self._still_to_log(self._without_refused_runs(group, added))
+                    if not accepted or self._append_record(
                         Record(
                             batches=[pending.batch for pending in accepted if pending.batch is not None],
                             strata_added=added,
@@ -542,7 +631,9 @@ class Core:
                             revived=revived,
                         ),
                         sync=self.options.sync != "never",
-                    )
+                    ):
+                        break
+                    self._follow_winner()
         self.own_strata.settle(added, self.state.strata)
         for pending in group:
             pending.position = self.state.position
@@ -568,6 +659,8 @@ class Core:
         relied: set[StratumId] = set()
         revived: set[StratumId] = set()
         for pending in group:
+            if pending.error is not None:
+                continue  # It lost before another writer came first.
             try:
                 if pending.check is not None:
                     pending.check(accepted)
@@ -588,6 +681,11 @@ class Core:
         self.own_strata.forget_runs(refused)
         return [one for one in added if one.id not in refused]
 
+    def _still_to_log(self, added: list[StratumAdded]) -> list[StratumAdded]:
+        """Without what the log says already: a record that was in doubt is in it, or the timer was faster."""
+        strata = self.state.strata
+        return [one for one in added if one.id not in strata or strata[one.id].added != one]
+
     def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
         """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""
         strata = self.state.strata
@@ -603,7 +701,7 @@ class Core:
                     continue
                 identity = place.stratum
                 known = strata.get(identity)
-            if known is not None and known.added.session != self.session:
+            if known is not None and (known.added.session != self.session or known.added.status != ACTIVE):
                 needed.add(identity)
                 if known.condemned:
                     revived.add(identity)
@@ -613,22 +711,20 @@ class Core:
             )
         return needed, revived
 
-    def _append_record(self, record: Record, *, sync: bool = True) -> None:
-        """Complete, check and append a record. Under commit mutex and log lock, caught up."""
+    def _append_record(self, record: Record, *, sync: bool = True) -> bool:
+        """Complete, check and append a record; False if somebody else came first. Under commit mutex and log lock."""
         state = self.state
-        if self.session and self.session not in state.sessions:
-            error = Conflict(
-                f"session {self.session} was revoked: another writer took this one for dead", session=self.session
-            )
-            self.poison(error)
-            raise error
+        self._require_session(record)
         record.time_ms = time.time_ns() // 1_000_000
         record.previous = state.hash
         if self.session:
-            record.session, record.sequence = self.session, self.sequence + 1
+            record.session, record.sequence = self.session, state.sessions[self.session] + 1
         else:
             record.session_begun, record.session, record.sequence = True, 0, 1
+            record.job = self.options.job
             self._lock_session(state.position + 1)
+        end: Cursor | None = None
+        digest = b""
         try:
             frame = self.cipher.seal(
                 RECORD_MAGIC,
@@ -641,18 +737,36 @@ class Core:
             digest = chain_hash(frame)
             following = apply(state, record, digest)  # A record that everybody would skip is never written.
             end = self._append_frame(frame, record, sync=sync)
-            if end is None:
-                raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
-        except BaseException:
+            self._is_doubtful = False
+        except CommitUnknown:
+            self._is_doubtful = True
             if record.session_begun:
-                self._unlock_session()  # Somebody else's session will have this position.
+                self._begin_hashes.add(digest)
             raise
+        finally:
+            if end is None and record.session_begun:
+                self._unlock_session()  # Somebody else's session will have this position.
+        if end is None:
+            return False
         tables = self._next_tables(state, following, self.current.tables, record)
         if record.session_begun:
             self.own_strata.session = following.position
-        self.sequence = record.sequence
         self._publish(following, tables)
         self.cursor = end
+        return True
+
+    def _require_session(self, record: Record) -> None:
+        """A session that was revoked writes no more; one that has nothing to lose by that begins anew."""
+        if not self.session or self.session in self.state.sessions:
+            return
+        if self.is_remote and not record.strata_added and not self.own_strata.is_busy:
+            self.own_strata.session = 0
+            return
+        error = Conflict(
+            f"session {self.session} was revoked: another writer took this one for dead", session=self.session
+        )
+        self.poison(error)
+        raise error
 
     def _append_frame(self, frame: bytes, record: Record, *, sync: bool) -> Cursor | None:
         """Append; on a full disk, a record that only deletes gets the reserve."""
@@ -669,22 +783,54 @@ class Core:
         """Append a record of upkeep that `build` makes for the state then; False if it makes none or is refused."""
         self.require_writable()
         with self.commit_mutex, self._poisoning(()), self.log.exclusive():
-            self.catch_up()
-            record = build(self.state)
-            if record is None:
-                return False
-            try:
-                self._append_record(record)
-            except Conflict:
-                return False
-            return True
+            if self.log.looks_first or self._is_doubtful:
+                self.catch_up()
+            while True:
+                record = build(self.state)
+                if record is None:
+                    return False
+                try:
+                    if self._append_record(record):
+                        return True
+                except Conflict:
+                    return False
+                self._follow_winner()
+
+    def _follow_winner(self) -> None:
+        """Somebody else appended where this handle wanted to: see what."""
+        if self.log.looks_first:
+            raise StorageUnavailable("the log moved while it was locked", object="log", operation="append")
+        self.catch_up()
+
+    def resolve(self, token: bytes) -> str:
+        """What became of an append whose outcome was unknown: "committed" or "absent", for certain from then on.
+
+        If nothing stands at its place, something is put there, so that it cannot arrive any more.
+        """
+        log = self.log
+        if not isinstance(log, ObjectLog):
+            raise InvalidArgument("this token is of no commit whose outcome was unknown", token=token)
+        position, wanted = split_token(token)
+        with self.commit_mutex:
+            while (found := log.hash_at(position)) is None:
+                self.refresh()
+                if self.state.position < position - 1:
+                    raise InvalidArgument("this token is of another basin: its log is shorter", token=token)
+                if self.state.position < position:
+                    self.append(lambda state: Record() if state.position < position else None)
+            self.refresh()
+        return "committed" if found == wanted else "absent"
 
     @contextlib.contextmanager
     def _poisoning(self, group: Sequence[Pending]) -> Iterator[None]:
-        """Whatever fails inside leaves a handle that writes no more, but for a lock that stayed busy."""
+        """Whatever fails inside leaves a handle that writes no more.
+
+        But for a lock that stayed busy or a bucket that did not answer, after which the same can be tried again; and
+        for an outcome that is unknown, which the next look at the log settles.
+        """
         try:
             yield
-        except (StorageUnavailable, Conflict, BasinPoisoned):
+        except (StorageUnavailable, CommitUnknown, Conflict, BasinPoisoned):
             raise
         except BaseException as error:
             self.poison(error, group)
@@ -716,12 +862,16 @@ class Core:
         with self.commit_mutex:
             if not self.session:
                 self.append(lambda _: Record())
+            if self.is_remote:
+                self._start_timer_once()
             if not self._recovered:
                 self._recovered = True
                 recover(self)
 
     def _lock_session(self, position: Position) -> None:
         """Take the lock that shows that the session is alive, before anybody can read of the session."""
+        if self.is_remote:
+            return  # There the last record of a session says when it was alive.
         lock = self.storage.lock(f"{SESSION_FOLDER}/{position:020d}")
         lock.acquire(0)
         self._session_lock = lock
@@ -795,12 +945,16 @@ class Core:
             with self._poisoning(()), self.contents.mutex:
                 added = self.own_strata.finish_all()
             session = self.session
-            self.append(
-                lambda state: (
-                    Record(strata_added=added, sessions_ended=[session]) if session in state.sessions else None
+            with contextlib.suppress(CommitUnknown):  # All that was changed is committed; the session ends in time.
+                self.append(
+                    lambda state: (
+                        Record(strata_added=self._still_to_log(added), sessions_ended=[session])
+                        if session in state.sessions
+                        else None
+                    )
                 )
-            )
-            self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
+            if not self.is_remote:
+                self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
             self.own_strata.session = 0
 
     def release(self, reason: str) -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final
 
+from basin.engine.log import LOG_FOLDER, SKIPPED, START, Cursor, Entry, Log
 from basin.errors import (
     BasinError,
     CorruptionError,
@@ -28,7 +29,7 @@ from basin.errors import (
     TruncatedStratum,
 )
 from basin.format.layout import FRAME_FLAG_UNSYNCED, MIB, RECORD_MAGIC, SEGMENT_HEADER_SIZE, WATERMARK_SIZE
-from basin.format.record import FrameCipher, Record, chain_hash, decode_frame_header, decode_record
+from basin.format.record import FrameCipher, chain_hash, decode_frame_header, decode_record
 from basin.format.scan import find_frames
 from basin.format.segment import (
     SegmentHeader,
@@ -41,33 +42,9 @@ from basin.format.segment import (
 from basin.storage.protocol import AppendFile, LockFile, ReadFile, Storage
 from basin.terms import Position
 
-LOG_FOLDER: Final = "log"
 LOCK_NAME: Final = "log/lock"
-RESERVE_NAME: Final = "log/reserve"
 SEGMENT_SIZE: Final = 16 * MIB
 """A segment ends after this many bytes: the unit in which old log is removed."""
-
-
-class Cursor(NamedTuple):
-    """A place between two records: byte `offset` of `segment`, behind the record at `position`."""
-
-    segment: int
-    offset: int
-    position: Position
-
-
-class Entry(NamedTuple):
-    """One stored record: its hash, where it ends, and its size as stored."""
-
-    position: Position
-    record: Record
-    hash: bytes
-    end: Cursor
-    size: int
-
-
-START: Final = Cursor(0, 0, 0)
-"""Before the first record; the first segment is number 1."""
 
 
 def segment_name(segment: int) -> str:
@@ -75,8 +52,10 @@ def segment_name(segment: int) -> str:
     return f"{LOG_FOLDER}/{segment:020d}.log"
 
 
-class FileLog:
+class FileLog(Log):
     """Reads and appends the records of one basin. One thread at a time; `exclusive` keeps other processes out."""
+
+    looks_first = True
 
     def __init__(self, storage: Storage, cipher: FrameCipher, basin_id: bytes, lock_timeout_s: float) -> None:
         self._storage = storage
@@ -136,12 +115,16 @@ class FileLog:
             return True
         return not mark.cut and self._is_there(mark.segment) and self._size(mark.segment) > mark.offset
 
-    def look_behind(self) -> None:
-        """For a handle that only reads: do not believe a watermark with more behind it while nobody appends.
+    def prepare(self, *, writable: bool) -> None:
+        """As the base says. For a handle that only reads: do not believe a watermark with more behind it while nobody
+        appends.
 
         What a writer adopts when it opens, a reader counts without moving the watermark. Takes the lock for a moment,
         and only where there is more: in passing somebody is about to move the watermark, else nobody is.
         """
+        if writable:
+            with self.exclusive():
+                return  # Adopts what lies behind a watermark that was left behind.
         mark = self.current_watermark()
         if mark is None or not self._is_more_behind(mark):
             return
@@ -249,7 +232,7 @@ class FileLog:
                 if header.magic != RECORD_MAGIC or header.position != position + 1:
                     raise CorruptionError(f"record {header.position} stands where {position + 1} belongs")
                 if header.position <= names_from and len(frame) == header.size:
-                    record = _SKIPPED
+                    record = SKIPPED
                 else:
                     record = decode_record(self._cipher.open(frame)[1])
             except CorruptionError as error:
@@ -281,8 +264,31 @@ class FileLog:
                 return False
         return True
 
+    def keeps(self, cursor: Cursor) -> bool:
+        return cursor.segment in self.segments()
+
+    def oldest(self) -> tuple[Cursor, bytes] | None:
+        numbers = self.segments()
+        if not numbers:
+            return None
+        header = self.header(numbers[0])
+        return Cursor(numbers[0], SEGMENT_HEADER_SIZE, header.first_position - 1), header.previous_hash
+
+    def hash_at(self, position: Position) -> bytes | None:
+        """As the base says. Reads the segment from its start."""
+        oldest = self.oldest()
+        if oldest is None or position <= oldest[0].position:
+            return None
+        for entry in self.follow(self.cursor_before(position - 1), names_from=position - 1):
+            if entry.position == position:
+                return entry.hash
+        return None
+
+    def name_of(self, cursor: Cursor) -> str:
+        return segment_name(cursor.segment)
+
     def cursor_before(self, position: Position) -> Cursor:
-        """A cursor at a segment start from which following reaches every record behind `position`."""
+        """As the base says: the start of a segment."""
         best: Cursor | None = None
         for segment in reversed(self.segments()):
             header = self.header(segment)
@@ -297,7 +303,7 @@ class FileLog:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the log's lock: nobody else appends meanwhile. Raises `StorageUnavailable` after the time limit."""
+        """As the base says: by the log's lock."""
         if self._lock_held:
             yield
             return
@@ -457,13 +463,13 @@ class FileLog:
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
-    def remove_through(self, position: Position, keep: int) -> int:
-        """Delete the segments with no record above `position`; never segment `keep`. Returns how many."""
+    def remove_through(self, position: Position, cursor: Cursor, *, checkpoint: Position, generation: int) -> int:
+        """As the base says: delete the segments with no record above `position`; never that of `cursor`."""
         removed = 0
         numbers = self.segments()
         with contextlib.suppress(ObjectMissing):  # Another handle is removing them, too.
             for segment, following in itertools.pairwise(numbers):
-                if segment >= keep or self.header(following).first_position - 1 > position:
+                if segment >= cursor.segment or self.header(following).first_position - 1 > position:
                     break
                 self._storage.delete(segment_name(segment))
                 self._storage.sync_folder(LOG_FOLDER)  # Else a power cut could leave a gap that looks like a loss.
@@ -485,8 +491,11 @@ class FileLog:
     def _is_there(self, segment: int) -> bool:
         return self._storage.exists(segment_name(segment))
 
-    def stored_size(self) -> int:
-        """Bytes of all segments. One open per segment."""
+    def describe(self) -> dict[str, Any]:
+        """As the base says. One open per segment."""
+        return {"bytes": self._stored_size(), "segments": len(self.segments()), "folder": LOG_FOLDER}
+
+    def _stored_size(self) -> int:
         total = 0
         for segment in self.segments():
             with contextlib.suppress(ObjectMissing):
@@ -502,6 +511,3 @@ class FileLog:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-_SKIPPED: Final = Record(0, 0, bytes(32), 0)

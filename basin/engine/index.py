@@ -5,6 +5,9 @@ the log vouches for them), finished strata not yet merged, merged index runs.
 
 Invariants: a place is returned only if its stratum counts in the state the locator was last told, or is this handle's
 own; a page of an index is verified at its first touch. Look-ups need no lock; `update` is called by one thread.
+
+In a bucket, indexes are opened by the first look-up that comes after an update, all at once: whoever only reads names
+never waits for them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy.typing as npt
 
 from basin.engine.cache import Cache
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
-from basin.engine.state import ACTIVE, CUT, State
+from basin.engine.state import ACTIVE, CUT, FINISHED, State
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, CorruptionError, ObjectMissing
 from basin.format.index import ENTRY, Entries, IndexDirectory, IndexEntry, decode_page, find_in_page
@@ -61,13 +64,25 @@ class IndexReader:
         page = self._reader.read_raw(offset, size)
         if not self._verified[number]:
             try:
-                self.directory.verify_page(number, page)
+                page = self._whole_page(number, page, offset)
             except CorruptionError as error:
                 name = self._reader.name
                 raise type(error)(f"{name}: {error.message}; run `basin repair`", object=name, offset=offset) from error
             self._verified[number] = 1
         if keep:
             self._cache.keep(self._pages, number, page, PAGE_SIZE + _PAGE_OVERHEAD)
+        return page
+
+    def _whole_page(self, number: int, page: bytes, offset: int) -> bytes:
+        """The page if it verifies, else another reading of it that does."""
+        try:
+            self.directory.verify_page(number, page)
+        except CorruptionError:
+            again = self._reader.read_again(offset, len(page))
+            if again is None:
+                raise
+            self.directory.verify_page(number, again)
+            return again
         return page
 
     def first(self, key: bytes) -> tuple[StratumId, int, int] | None:
@@ -111,8 +126,13 @@ class Scanned(NamedTuple):
 class GrainLocator:
     """Where grains lie, as of the last `update`."""
 
-    def __init__(self, readers: StratumReaders) -> None:
+    def __init__(self, readers: StratumReaders, *, lazy: bool = False) -> None:
+        """`lazy`: let the first look-up after an update do its work."""
         self._readers = readers
+        self._lazy = lazy
+        self._deferred: tuple[State, set[StratumId]] | None = None
+        self._settling = threading.RLock()
+        self._broken: dict[StratumId, BasinError] = {}
         self._writers: list[StratumWriter] = []
         self._own_finished: dict[StratumId, IndexReader] = {}
         self._scanned: dict[StratumId, Scanned] = {}
@@ -122,8 +142,16 @@ class GrainLocator:
         self._state: State | None = None
         self._swap = threading.Lock()
         """Held while strata move from one source to another: whoever finds nothing looks once more when it is free."""
-        self.broken: dict[StratumId, BasinError] = {}
-        """Strata whose grains cannot be looked up, and why."""
+
+    @property
+    def broken(self) -> dict[StratumId, BasinError]:
+        """Strata whose grains cannot be looked up, and why. What was not looked at yet is not in it."""
+        return self._broken
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether strata are gone that the state names: somebody merged them since it was."""
+        return any(isinstance(error, ObjectMissing) for error in self._broken.values())
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
@@ -133,7 +161,7 @@ class GrainLocator:
 
     def writer_finished(self, writer: StratumWriter, directory: IndexDirectory) -> None:
         """Replace a finished stratum's in-memory index by the one in its file."""
-        reader = self._readers.get(writer.kind, writer.id)
+        reader = self._readers.get(writer.kind, writer.id, writer.describe(FINISHED))
         with self._swap:
             self._own_finished[writer.id] = IndexReader(reader, directory, self._readers.page_cache)
             self._writers = [one for one in self._writers if one is not writer]
@@ -149,14 +177,31 @@ class GrainLocator:
         `runs_of_names` hold no contents. An index that cannot be read is kept in `broken`: what is found elsewhere can
         still be read, and nothing is called absent.
         """
+        if self._lazy:
+            with self._settling:
+                self._deferred = (state, runs_of_names)
+            return
+        self._update(state, runs_of_names)
+
+    def settle(self) -> None:
+        """Do what `update` left to the first look-up."""
+        with self._settling:
+            if self._deferred is not None:
+                state, runs_of_names = self._deferred
+                self._update(state, runs_of_names)
+                self._deferred = None
+
+    def _update(self, state: State, runs_of_names: set[StratumId]) -> None:
         before = self._state
         if before is not None and before.strata is state.strata and before.index_runs is state.index_runs:
             self._state = state
             return
         own = {writer.id for writer in self._writers}
         wanted: dict[StratumId, IndexReader] = {}
-        broken_before, self.broken = self.broken, {}
+        broken_before, broken = self._broken, dict[StratumId, BasinError]()
         covered: set[StratumId] = set()
+        if self._lazy:
+            self._prefetch(state, runs_of_names, own)
         for run in state.index_runs:
             # A merged index that cannot be read is no loss: every stratum has its own.
             with contextlib.suppress(*UNREADABLE):
@@ -179,13 +224,13 @@ class GrainLocator:
             try:
                 length = added.length - STRATUM_FOOTER_SIZE if finished else added.length
                 if identity in broken_before:
-                    self.broken[identity] = broken_before[identity]
-                scanned[identity] = self._scan(added.kind, identity, length)
+                    broken[identity] = broken_before[identity]
+                scanned[identity] = self._scan(added.kind, identity, length, broken)
             except UNREADABLE as error:
-                self.broken[identity] = error
+                broken[identity] = error
         gone = before.strata.keys() - state.strata.keys() if before is not None else set()
         with self._swap:
-            self._indexes, self._scanned = wanted, scanned
+            self._indexes, self._scanned, self._broken = wanted, scanned, broken
             self._countable = dict.fromkeys(state.strata)
             for identity in (*wanted, *gone):
                 self._own_finished.pop(identity, None)
@@ -193,6 +238,23 @@ class GrainLocator:
             self._rebuild_search()
         for identity in gone:
             self._readers.forget(identity)
+
+    def _prefetch(self, state: State, runs_of_names: set[StratumId], own: set[StratumId]) -> None:
+        """Fetch at once all indexes that are about to be opened."""
+        covered = {identity for run in state.index_runs for identity in run.strata}
+        wanted = [run.id for run in state.index_runs if run.id not in self._indexes]
+        wanted += [
+            identity
+            for identity, known in state.strata.items()
+            if known.added.kind != StratumKind.INDEX
+            and known.added.status == FINISHED
+            and identity not in covered
+            and identity not in runs_of_names
+            and identity not in own
+            and identity not in self._own_finished
+            and identity not in self._indexes
+        ]
+        self._readers.prefetch(wanted)
 
     def _rebuild_search(self) -> None:
         indexes = [*self._own_finished.values(), *self._indexes.values()]
@@ -202,7 +264,7 @@ class GrainLocator:
         reader = self._readers.get(kind, identity)
         return IndexReader(reader, reader.directory(), self._readers.page_cache)
 
-    def _scan(self, kind: int, identity: StratumId, length: int) -> Scanned:
+    def _scan(self, kind: int, identity: StratumId, length: int, broken: dict[StratumId, BasinError]) -> Scanned:
         """Grains of a stratum without an index, up to `length`. Cost: 1.7 µs a grain that was not seen before.
 
         Intact grains count; because of the others, `broken` keeps their keys from being called absent.
@@ -214,10 +276,10 @@ class GrainLocator:
         places, doubles = dict(places), list(doubles)
         data = memoryview(reader.read_raw(reached, min(reader.size(), length) - reached))
         if len(data) < length - reached:
-            self.broken[identity] = reader.damage(reached + len(data), "the file is cut short")
+            broken[identity] = reader.damage(reached + len(data), "the file is cut short")
         for found in scan_grains(data, 0, len(data)):
             if isinstance(found, Damage):
-                self.broken[identity] = reader.damage(reached + found.offset, found.reason)
+                broken[identity] = reader.damage(reached + found.offset, found.reason)
                 continue
             if found.header.kind in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
                 continue
@@ -244,6 +306,8 @@ class GrainLocator:
 
     def place(self, key: bytes) -> tuple[StratumId, int, int] | None:
         """`find` as a plain tuple: the path of every `get`."""
+        if self._deferred is not None:
+            self.settle()
         for writer in self._writers:
             place = writer.locations.get(key)
             if place is not None:
@@ -267,6 +331,8 @@ class GrainLocator:
 
     def find_all(self, key: bytes) -> Iterator[Location]:
         """Every known place of `key`."""
+        if self._deferred is not None:
+            self.settle()
         for writer in self._writers:
             for found in writer.places(key):
                 yield Location(writer.id, found >> 32, found & _LENGTH_MASK)
@@ -283,6 +349,8 @@ class GrainLocator:
 
     def find_many(self, keys: Sequence[bytes]) -> list[Location | None]:
         """`find` for many keys: filters are asked in bulk, so that misses cost 0.1 µs a key and index."""
+        if self._deferred is not None:
+            self.settle()
         found: list[Location | None] = [None] * len(keys)
         missing = range(len(keys))
         for writer in self._writers:
@@ -330,6 +398,8 @@ class GrainLocator:
 
     def kind_of(self, identity: StratumId) -> int:
         """DATA or META, of a stratum that `find` returned. Raises `ObjectMissing` if it went meanwhile."""
+        if self._deferred is not None:
+            self.settle()
         for writer in self._writers:
             if writer.id == identity:
                 return writer.kind
@@ -351,4 +421,6 @@ class GrainLocator:
     @property
     def indexes(self) -> tuple[IndexReader, ...]:
         """The indexes that look-ups search."""
+        if self._deferred is not None:
+            self.settle()
         return self._search

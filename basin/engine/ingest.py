@@ -50,6 +50,8 @@ class Ticket:
     session: Position
     secret_source: str
     options: dict[str, Any] = field(default_factory=dict)
+    storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    """May hold credentials, so it is not shown: whoever may send tickets may see them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ class Report:
     bytes_new: int
 
 
-def make_ticket(core: Core, url: str, secret: Secret | None, options: dict[str, Any]) -> Ticket:
+def make_ticket(
+    core: Core, url: str, secret: Secret | None, options: dict[str, Any], storage_options: dict[str, Any]
+) -> Ticket:
     """A ticket for workers of this handle; begins its session."""
     core.require_writable()
     core.ensure_session()
@@ -73,7 +77,8 @@ def make_ticket(core: Core, url: str, secret: Secret | None, options: dict[str, 
     source = SOURCE_MEMORY if secret is None else secret.source
     if core.keyring.profile == "open":
         source = SOURCE_NONE
-    return Ticket(os.fspath(Path(url).absolute()), core.session, source, options)
+    place = url if core.is_remote else os.fspath(Path(url).absolute())
+    return Ticket(place, core.session, source, options, storage_options)
 
 
 def write_items(core: Core, session: Position, items: Iterable[Item], full_name: Any) -> Report:

@@ -23,6 +23,7 @@ from basin.errors import BasinError, CorruptionError
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, Kind, StratumKind
 from basin.format.names import Block, NamesDirectory, PackedBlock, decode_block, decode_directory
 from basin.format.record import NameRun
+from basin.terms import StratumId
 
 _MEMTABLE_CHUNK: Final = 512
 _SCAN_BLOCKS_KEPT: Final = 256
@@ -49,7 +50,12 @@ class RunReader:
             self._content(run.directory_offset, run.directory_length, Kind.NAMES_DIRECTORY)
         )
         version = run.version
-        self.ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self.directory.ranges]
+        self._ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self._directory.ranges]
+
+    @property
+    def ranges(self) -> list[Range]:
+        """The range deletions in it."""
+        return self._ranges
 
     @property
     def directory(self) -> NamesDirectory:
@@ -60,7 +66,13 @@ class RunReader:
         grain = self._reader.read_raw(offset, length)
         if len(grain) < GRAIN_HEADER_SIZE:
             raise self._reader.damage(offset, "a block of names is cut short")
-        kind, payload = self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
+        try:
+            kind, payload = self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
+        except CorruptionError:
+            again = self._reader.read_again(offset, length)
+            if again is None:
+                raise
+            kind, payload = self._reader.decode_grain(again, offset, again[_KEY_AT:GRAIN_HEADER_SIZE])
         if kind != expected:
             raise self._reader.damage(offset, "another grain stands where names belong")
         return payload.content
@@ -125,7 +137,7 @@ class BrokenRun(RunReader):
 
     def __init__(self, run: NameRun, error: BasinError) -> None:
         self.run = run
-        self.ranges = []
+        self._ranges = []
         self.error = error
 
     @property
@@ -136,6 +148,39 @@ class BrokenRun(RunReader):
     def find(self, name: bytes, version_max: int) -> Row | None:
         """Raise the error that opening raised."""
         raise self.error
+
+
+class LazyRun(RunReader):
+    """A run in a bucket: opened by whoever first looks into it, who meets there what is wrong with it."""
+
+    def __init__(self, run: NameRun, readers: StratumReaders, siblings: Sequence[StratumId]) -> None:
+        """`siblings`: runs that will be looked into as well, and are fetched with it."""
+        self.run = run
+        self._readers = readers
+        self._siblings = siblings
+        self._opened: RunReader | None = None
+
+    def _open(self) -> RunReader:
+        opened = self._opened
+        if opened is None:
+            self._readers.prefetch(self._siblings)
+            reader = self._readers.get(StratumKind.META, self.run.id)
+            opened = self._opened = RunReader(self.run, reader, self._readers.cache)
+        return opened
+
+    @property
+    def ranges(self) -> list[Range]:
+        return self._open().ranges
+
+    @property
+    def directory(self) -> NamesDirectory:
+        return self._open().directory
+
+    def block(self, number: int, *, keep: bool = True) -> Block:
+        return self._open().block(number, keep=keep)
+
+    def find(self, name: bytes, version_max: int) -> Row | None:
+        return self._open().find(name, version_max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +205,12 @@ class Tables:
 def order_runs(runs: Sequence[RunReader]) -> tuple[RunReader, ...]:
     """Newest first, as `Tables` wants them."""
     return tuple(sorted(runs, key=lambda run: run.run.version_max, reverse=True))
+
+
+def lazy_runs(runs: Sequence[NameRun], readers: StratumReaders) -> list[RunReader]:
+    """Runs that are opened when they are needed, all together."""
+    siblings = [run.id for run in runs]
+    return [LazyRun(run, readers, siblings) for run in runs]
 
 
 def open_run(run: NameRun, readers: StratumReaders) -> RunReader:

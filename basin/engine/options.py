@@ -12,6 +12,9 @@ from typing import Any, Final, Literal
 
 from basin.errors import InvalidArgument
 from basin.format.layout import MIB
+from basin.storage.requests import RequestPolicy
+
+_DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,22 @@ class Options:
       grains as they are stored.
     - `open_files_max`: strata kept open for reading.
     - `reserve_size`: disk space held back, so that deletions can be recorded on a full disk.
+    - `checkpoint_every`: records that an opener replays at most, about: names are flushed and the state is stored.
     - `threads`: workers that compress and encrypt in `put_many`, `get_many` and large streams; 0: one a core.
+
+    In a bucket these have other defaults, for every request costs time and money: `sync_interval_s` 5,
+    `refresh_interval_s` a day (call `refresh`, or set it to poll), `checkpoint_every` 200. And there are:
+
+    - `job`: what this handle writes for, such as a nightly backup. A session of a job takes over at once from an
+      earlier one of the same job that died (or was not told to end): what that had sent is kept, and it writes no more.
+    - `session_timeout_s`: other sessions count as dead when they have logged nothing for so long.
+    - `grace_s`: how long objects that were merged away stay for those who still read them.
+    - `cache_folder`, `disk_cache_size`: where and how much metadata and indexes are cached on disk; size 0: nothing.
+    - `spool_folder`: where strata grow until they are sent; by default the system's folder for temporary files.
+    - `connect_timeout_s`, `read_timeout_s`: of one request.
+    - `request_attempts`, `request_deadline_s`: how often and how long a request is repeated that failed in passing.
+    - `request_count`: requests on their way at a time.
+    - `upload_count`: strata that are sent at a time; each is in memory meanwhile.
     """
 
     inline_max: int = 512
@@ -59,11 +77,28 @@ class Options:
     open_files_max: int = 256
     reserve_size: int = 4 * MIB
     threads: int = 0
+    checkpoint_every: int = 1000
+    job: str = ""
+    session_timeout_s: float = _DAY_S
+    grace_s: float = _DAY_S
+    cache_folder: str = ""
+    disk_cache_size: int = 1024 * MIB
+    spool_folder: str = ""
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 30.0
+    request_attempts: int = 8
+    request_deadline_s: float = 120.0
+    request_count: int = 32
+    upload_count: int = 2
 
     def __post_init__(self) -> None:
         """Raise `InvalidArgument` on a value of the wrong type or range."""
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
+            if entry.name in _TEXTS:
+                if type(value) is not str:
+                    raise InvalidArgument(f"{entry.name} is a text, not {value!r}", option=entry.name)
+                continue
             if entry.name == "sync":
                 if value not in ("commit", "interval", "never"):
                     raise InvalidArgument(f"sync is 'commit', 'interval' or 'never', not {value!r}", option="sync")
@@ -81,6 +116,16 @@ class Options:
         """What goes into `basin.json`."""
         return {name: getattr(self, name) for name in STORED}
 
+    def request_policy(self) -> RequestPolicy:
+        """How requests to a bucket are repeated."""
+        return RequestPolicy(
+            connect_timeout_s=self.connect_timeout_s,
+            read_timeout_s=self.read_timeout_s,
+            attempts=self.request_attempts,
+            deadline_s=self.request_deadline_s,
+            concurrency=self.request_count,
+        )
+
     @property
     def worker_count(self) -> int:
         """Number of worker threads."""
@@ -88,7 +133,14 @@ class Options:
 
 
 STORED: Final = ("inline_max", "part_max", "part_size")
-_DAY_S: Final = 86_400.0
+_TEXTS: Final = frozenset({"job", "cache_folder", "spool_folder"})
+REMOTE_DEFAULTS: Final[dict[str, Any]] = {
+    "sync_interval_s": 5.0,
+    "refresh_interval_s": _DAY_S,
+    "checkpoint_every": 200,
+    "reserve_size": 0,
+}
+"""What differs where files are objects: no timer may ask a bucket for nothing."""
 _RANGES: Final[dict[str, tuple[float, float]]] = {
     "inline_max": (0, 65_536),
     "part_max": (64, 64 * MIB),
@@ -105,11 +157,21 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "open_files_max": (4, 1 << 20),
     "reserve_size": (0, 1 << 30),
     "threads": (0, 256),
+    "checkpoint_every": (1, 1 << 30),
+    "session_timeout_s": (1.0, 3650 * _DAY_S),
+    "grace_s": (0.0, 3650 * _DAY_S),
+    "disk_cache_size": (0, 1 << 50),
+    "connect_timeout_s": (0.01, 3600.0),
+    "read_timeout_s": (0.01, 3600.0),
+    "request_attempts": (1, 1000),
+    "request_deadline_s": (0.01, _DAY_S),
+    "request_count": (1, 1024),
+    "upload_count": (0, 64),
 }
 
 
-def make_options(given: dict[str, Any], stored: dict[str, Any] | None = None) -> Options:
-    """Defaults, overlaid by what the basin stores, overlaid by what the caller gives.
+def make_options(given: dict[str, Any], stored: dict[str, Any] | None = None, *, remote: bool = False) -> Options:
+    """Defaults (`remote`: those of a bucket), overlaid by what the basin stores, overlaid by what the caller gives.
 
     Raises `InvalidArgument` on an unknown option, and on a stored option that differs from the basin's.
     """
@@ -120,4 +182,5 @@ def make_options(given: dict[str, Any], stored: dict[str, Any] | None = None) ->
     for name, value in (stored or {}).items():
         if name in given and given[name] != value:
             raise InvalidArgument(f"{name} was fixed at {value} when the basin was created", option=name)
-    return Options(**{**{name: value for name, value in (stored or {}).items() if name in STORED}, **given})
+    defaults = REMOTE_DEFAULTS if remote else {}
+    return Options(**{**defaults, **{name: value for name, value in (stored or {}).items() if name in STORED}, **given})

@@ -7,9 +7,9 @@ name the file and the offset. Safe for threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import zstandard
 from blake3 import blake3
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from basin.engine.cache import Cache
 from basin.engine.keyring import Keyring
+from basin.engine.state import FINISHED, Stratum
 from basin.engine.writer import stratum_name
 from basin.errors import (
     AuthenticationFailed,
@@ -28,22 +29,27 @@ from basin.errors import (
     TruncatedStratum,
     UnsupportedVersion,
 )
+from basin.format.crypto import TAG_SIZE
 from basin.format.grain import associated_data, verify_grain
-from basin.format.index import IndexDirectory
+from basin.format.index import IndexDirectory, directory_size, pages_size
 from basin.format.layout import (
     CODEC_STORED,
     CODEC_ZSTD,
     GRAIN_BODY,
     GRAIN_HEADER_SIZE,
     PROFILE_ENCRYPTED,
+    PROFILE_OPEN,
     STRATUM_FOOTER_SIZE,
     STRATUM_HEADER_SIZE,
     Kind,
+    StratumKind,
 )
 from basin.format.payload import Payload, decode_payload, decompress
+from basin.format.record import StratumAdded
 from basin.format.stratum import StratumFooter, StratumHeader, decode_footer, decode_header
-from basin.storage.protocol import ReadFile, Storage
-from basin.terms import StratumId
+from basin.storage.objects import ByteRange
+from basin.storage.protocol import Extent, ReadFile, Storage
+from basin.terms import Location, StratumId
 
 UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
 """Why a stratum that the log lists cannot be read. Others still can: whoever catches these calls nothing absent."""
@@ -54,14 +60,21 @@ CHANGED_IN_MEMORY: Final = (InvalidTag, zstandard.ZstdError)
 _PAGES_SHARE: Final = 4
 """One part in four is for pages of indexes. A load of new contents touches all of them, by the 4 % that pass a filter
 in vain, and reading one again costs little: they must not drive out what costs a decryption."""
+T = TypeVar("T")
 _KEY_AT: Final = 12
 _NONCE_TAIL: Final = bytes(4)
-_PLAIN_BLOBS: Final = {GRAIN_BODY.pack(0, Kind.BLOB, codec, 0, b"")[4:8]: codec for codec in (CODEC_STORED, CODEC_ZSTD)}
+_PLAIN_BLOBS: Final = {
+    GRAIN_BODY.pack(0, kind, codec, 0, b"")[4:8]: codec
+    for kind in (Kind.BLOB, Kind.PART)
+    for codec in (CODEC_STORED, CODEC_ZSTD)
+}
 """Header bytes 8..12 (kind, codec, flags) of the grains that `read_content` serves, and their codec."""
 _CACHED_SIZE_MAX: Final = 256 << 10
 """Reading a larger grain costs little beside opening it."""
 _CACHED_OVERHEAD: Final = 560
 """Bytes of a cached grain's dict slot, key, tuple, nonce, associated data and bytes objects, with CPython 3.11."""
+_INDEX_DIRECTORY_SHARE: Final = 24
+"""A directory is at most this part of a merged index: 1.3 bytes an entry against 44."""
 _contexts = threading.local()
 
 
@@ -135,27 +148,45 @@ def open_together(grains: Sequence[SealedGrain]) -> list[bytes]:
 class StratumReader:
     """An open stratum, its header verified and its keys derived."""
 
-    def __init__(self, storage: Storage, keyring: Keyring, kind: int, identity: StratumId) -> None:
-        """Open the file; raise `ObjectMissing`, or a `CorruptionError` that names it."""
+    def __init__(
+        self,
+        storage: Storage,
+        keyring: Keyring,
+        kind: int,
+        identity: StratumId,
+        logged: StratumAdded | None = None,
+        file: ReadFile | None = None,
+    ) -> None:
+        """Open the file; raise `ObjectMissing`, or a `CorruptionError` that names it.
+
+        `logged` is what a record says of it. In a bucket nothing is read then: what the header says, the record does,
+        and that the object is there shows when it is read. `file`: read from this one, which is open.
+        """
         self.id = identity
         self.name = stratum_name(kind, identity)
-        self._file: ReadFile = storage.open(self.name)
-        try:
-            self.header = self._read_header(keyring, kind)
-        except BaseException:
-            self._file.close()
-            raise
+        self._file: ReadFile
+        if logged is not None and logged.key_material and logged.status == FINISHED and storage.objects is not None:
+            self._file = storage.open_known(extent_of(logged))
+            self._read = self._file.read
+            self.header = _header_of(keyring, logged)
+        else:
+            self._file = file if file is not None else storage.open(self.name)
+            self._read = self._file.read
+            try:
+                self.header = self._read_header(keyring, kind)
+            except BaseException:
+                self._file.close()
+                raise
         self.keys = keyring.stratum_keys(self.header.generation, self.header.key_material, identity, kind)
-        if self.keys.commitment != self.header.commitment:
+        if self.header.commitment and self.keys.commitment != self.header.commitment:
             raise AuthenticationFailed(f"{self.name}: not written under this basin's key", object=self.name, offset=0)
         self._aead = AESGCM(self.keys.cipher_key) if self.keys.cipher_key else None
         self._decrypt = self._aead.decrypt if self._aead is not None else None
         self._prefix = associated_data(identity, 0, b"")[:-8]
-        self._read = self._file.read
 
     def _read_header(self, keyring: Keyring, kind: int) -> StratumHeader:
         try:
-            header = decode_header(self._file.read(0, STRATUM_HEADER_SIZE))
+            header = self._decoded(0, STRATUM_HEADER_SIZE, decode_header)
         except CorruptionError as error:
             raise self._named(error, 0) from error
         encrypted = keyring.profile == "encrypted"
@@ -180,10 +211,17 @@ class StratumReader:
 
     def read_raw(self, offset: int, size: int) -> bytes:
         """Bytes as stored, unverified. What the file does not have is not allocated either."""
+        self._require_room(offset, size)
+        return self._read(offset, size)
+
+    def _require_room(self, offset: int, size: int) -> None:
         have = self._file.size()
         if not (0 <= offset <= have and 0 <= size <= have - offset):
             raise self._named(TruncatedStratum(f"the file ends at {have}, {size} more bytes were expected"), offset)
-        return self._read(offset, size)
+
+    def read_again(self, offset: int, size: int) -> bytes | None:
+        """Bytes that were not what was written, once more: None if they would be the same. See `ReadFile`."""
+        return self._file.read_again(offset, size)
 
     def read_grain(self, offset: int, length: int, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain at `offset`, which must have the grain key `key`.
@@ -194,7 +232,10 @@ class StratumReader:
         try:
             return self._decode(self._read(offset, length), offset, key)
         except CorruptionError as error:
-            raise self._named(error, offset) from error
+            again = self.read_again(offset, length)
+            if again is None:
+                raise self._named(error, offset) from error
+        return self.decode_grain(again, offset, key)
 
     def decode_grain(self, grain: bytes, offset: int, key: bytes) -> tuple[int, Payload]:
         """`read_grain` for bytes that are in hand."""
@@ -219,13 +260,16 @@ class StratumReader:
         return header.kind, decode_payload(header.codec, header.flags, data, decompressor())
 
     def read_content(self, offset: int, length: int, key: bytes) -> Opened | None:
-        """The content of a BLOB grain without links, and the grain; or None if `read_grain` must look closer.
+        """The content of a BLOB or PART grain without links, and the grain; or None if `read_grain` must look closer.
 
         The path of every first `get`, flat. In an encrypted basin the seal proves header and data, so the checksum,
         which is for scans without keys, is not computed; in an open one the caller hashes the content, which proves
         more.
         """
-        grain = self._read(offset, length)
+        return self.open_content(self._read(offset, length), offset, key)
+
+    def open_content(self, grain: bytes, offset: int, key: bytes) -> Opened | None:
+        """`read_content` for bytes that are in hand."""
         codec = _PLAIN_BLOBS.get(grain[8:12])
         if codec is None or grain[_KEY_AT:GRAIN_HEADER_SIZE] != key:
             return None
@@ -266,9 +310,20 @@ class StratumReader:
         try:
             if size < STRATUM_HEADER_SIZE + STRATUM_FOOTER_SIZE:
                 raise TruncatedStratum("the file is shorter than a header and a footer")
-            return decode_footer(self._read(size - STRATUM_FOOTER_SIZE, STRATUM_FOOTER_SIZE), size)
+            start = size - STRATUM_FOOTER_SIZE
+            return self._decoded(start, STRATUM_FOOTER_SIZE, lambda data: decode_footer(data, size))
         except CorruptionError as error:
             raise self._named(error, size) from error
+
+    def _decoded(self, offset: int, size: int, decode: Callable[[bytes], T]) -> T:
+        """What `decode` makes of stored bytes; of another reading of them, if it refuses the first."""
+        try:
+            return decode(self._read(offset, size))
+        except CorruptionError:
+            again = self.read_again(offset, size)
+            if again is None:
+                raise
+        return decode(again)
 
     def directory(self) -> IndexDirectory:
         """The stratum's own grain index. Two reads."""
@@ -277,18 +332,47 @@ class StratumReader:
 
     def directory_at(self, offset: int, length: int) -> IndexDirectory:
         """The grain index whose directory grain lies at `offset`."""
-        grain = self.read_raw(offset, length)
-        try:
+
+        def decode(grain: bytes) -> IndexDirectory:
             kind, payload = self._decode(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
             if kind != Kind.INDEX_DIRECTORY or blake3(payload.content).digest() != grain[_KEY_AT:GRAIN_HEADER_SIZE]:
                 raise ChecksumMismatch("the footer does not point to a grain index")
             return IndexDirectory(payload.content, self.keys.tag_key, self.id)
+
+        self._require_room(offset, length)
+        try:
+            return self._decoded(offset, length, decode)
         except CorruptionError as error:
             raise self._named(error, offset) from error
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+
+
+def extent_of(added: StratumAdded) -> Extent:
+    """Where the index of a finished stratum lies: all of it is one, but for grains of contents."""
+    name = stratum_name(added.kind, added.id)
+    directory = GRAIN_HEADER_SIZE + TAG_SIZE + directory_size(added.grain_count) + STRATUM_FOOTER_SIZE
+    if added.kind == StratumKind.INDEX:
+        return Extent(name, added.length, added.length, added.length // _INDEX_DIRECTORY_SHARE)
+    size = added.length if added.kind == StratumKind.META else pages_size(added.grain_count) + directory
+    return Extent(name, added.length, size, directory)
+
+
+def _header_of(keyring: Keyring, added: StratumAdded) -> StratumHeader:
+    """The header of a stratum, by what a record says of it. The record is sealed, so no commitment is needed."""
+    profile = PROFILE_ENCRYPTED if keyring.profile == "encrypted" else PROFILE_OPEN
+    return StratumHeader(
+        StratumKind(added.kind),
+        profile,
+        added.generation,
+        keyring.basin_id,
+        added.id,
+        added.session,
+        added.key_material,
+        b"",
+    )
 
 
 class StratumReaders:
@@ -301,28 +385,58 @@ class StratumReaders:
         self.grains: dict[bytes, SealedGrain] = {}
         """Grains read lately, by content key."""
         self._grains_of: set[StratumId] = set()
+        self.are_remote = storage.objects is not None
+        """Whether reading costs a request."""
         self._storage = storage
         self._keyring = keyring
         self._open_max = open_max
         self._readers: dict[StratumId, StratumReader] = {}
         self._mutex = threading.Lock()
+        self.logged: Mapping[StratumId, Stratum] = {}
+        """What the log says of the strata that count."""
+        self.run_directories: Mapping[StratumId, int] = {}
+        """Where the directory of a run of names begins in its stratum."""
 
     def opened(self, identity: StratumId) -> StratumReader | None:
         """The reader, if it is open already."""
         return self._readers.get(identity)
 
-    def get(self, kind: int, identity: StratumId) -> StratumReader:
-        """The reader of a stratum, opened if need be."""
+    def get(self, kind: int, identity: StratumId, logged: StratumAdded | None = None) -> StratumReader:
+        """The reader of a stratum, opened if need be. `logged`: what a record will say of one that no record names."""
         reader = self._readers.get(identity)
         if reader is not None:
             return reader
-        opened = StratumReader(self._storage, self._keyring, kind, identity)
+        if logged is None and identity in self.logged:
+            logged = self.logged[identity].added
+        opened = StratumReader(self._storage, self._keyring, kind, identity, logged)
         with self._mutex:
             reader = self._readers.setdefault(identity, opened)
             while len(self._readers) > self._open_max:
                 # Dropped, not closed: another thread may be reading. The file closes with its last user.
                 self._readers.pop(next(iter(self._readers)))
         return reader
+
+    def prefetch(self, strata: Iterable[StratumId]) -> None:
+        """Hint that the indexes of these strata are opened next: those of a bucket are all fetched at once."""
+        if self._storage.objects is None:
+            return
+        logged = self.logged
+        known = [logged[identity].added for identity in strata if identity in logged and identity not in self._readers]
+        self._storage.prefetch([self._extent_of(added) for added in known])
+
+    def _extent_of(self, added: StratumAdded) -> Extent:
+        extent = extent_of(added)
+        directory = self.run_directories.get(added.id)
+        return extent if directory is None else extent._replace(directory_size=added.length - directory)
+
+    def read_grains(self, places: Sequence[Location], kind_of: Callable[[StratumId], int]) -> list[bytes | BasinError]:
+        """Grains of many strata as they are stored, unverified; an error in the place of one that cannot be read."""
+        names = {place.stratum: "" for place in places}
+        for stratum in names:
+            names[stratum] = stratum_name(kind_of(stratum), stratum)
+        return self._storage.read_ranges(
+            [ByteRange(names[stratum], offset, offset + length) for stratum, offset, length in places]
+        )
 
     def keep_grain(self, content_key: bytes, sealed: SealedGrain, stratum: StratumId) -> None:
         """Remember a grain of `stratum` that was opened successfully."""

@@ -2,7 +2,8 @@
 
 Invariants:
 
-- A session is dead only if nobody holds its lock; its lock is taken before its begin record can be read.
+- On a disk a session is dead only if nobody holds its lock; its lock is taken before its begin record can be read. In a
+  bucket a session that is taken for dead loses only what no record names.
 - One record revokes a session, cuts its active strata where the log vouches for them, indexes them, and adopts what it
   had finished but not logged. A damaged stratum stays as it is: `check` names it.
 - A file is deleted only if no record names it and its session has ended; of files that name no session, only while no
@@ -12,13 +13,14 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
 from basin.engine.compaction import write_index_run
-from basin.engine.state import ACTIVE, CUT, FINISHED, Stratum
+from basin.engine.state import ACTIVE, CUT, FINISHED, State, Stratum
 from basin.errors import BasinError, CorruptionError, ObjectMissing, StorageUnavailable
 from basin.format.grain import decode_header as decode_grain_header
 from basin.format.index import Entries, IndexEntry, entries_of
@@ -54,7 +56,14 @@ def recover(core: Core) -> None:
 
 
 def is_dead(core: Core, session: Position) -> bool:
-    """Whether nobody holds the session's lock."""
+    """Whether nobody holds the session's lock; in a bucket, whether it is of our job, or silent for too long.
+
+    There a session that was taken for dead loses what it has not logged, and learns it: nothing else depends on it.
+    """
+    if core.is_remote:
+        job, seen_ms = core.state.jobs.get(session, ""), core.state.seen_ms.get(session, 0)
+        silent_ms = time.time_ns() // 1_000_000 - seen_ms
+        return bool(job and job == core.options.job) or silent_ms > core.options.session_timeout_s * 1000
     name = f"{session:020d}"
     if name not in core.storage.list(SESSION_FOLDER):
         return True
@@ -81,13 +90,21 @@ def revoke(core: Core, session: Position) -> None:
                 runs.append(run)
                 strata.append(added)
     strata += _unlogged_strata(core, session)
-    core.append(
-        lambda state: (
-            Record(sessions_revoked=[session], strata_added=strata, index_runs_added=runs)
-            if session in state.sessions
-            else None
-        )
-    )
+
+    def build(state: State) -> Record | None:
+        if session not in state.sessions:
+            return None
+        # The session may have gone on while we looked, and others may have merged what it had logged.
+        missing = [one for one in strata if one.id not in state.gone and _is_news(state, one)]
+        return Record(sessions_revoked=[session], strata_added=missing, index_runs_added=runs)
+
+    core.append(build)
+
+
+def _is_news(state: State, added: StratumAdded) -> bool:
+    """Whether the log does not say of the stratum what `added` does, or more."""
+    known = state.strata.get(added.id)
+    return known is None or known.added.status == ACTIVE
 
 
 def cut_stratum(core: Core, known: Stratum) -> tuple[StratumAdded, Entries]:
@@ -134,7 +151,7 @@ def stored_strata(core: Core) -> Iterator[tuple[StratumKind, StratumId, StratumH
 def _unlogged_strata(core: Core, session: Position) -> Iterator[StratumAdded]:
     """Strata of contents that a dead session had finished, and no record names: whole, and made durable now."""
     for kind, identity in list(_files(core)):
-        if identity in core.state.strata or kind == StratumKind.INDEX:
+        if identity in core.state.strata or identity in core.state.gone or kind == StratumKind.INDEX:
             continue
         header = _header_of(core, kind, identity)
         if header is None or header.session != session:
@@ -159,14 +176,23 @@ def _adoptable(core: Core, kind: StratumKind, header: StratumHeader) -> StratumA
     if hasher.digest() != footer.hash:
         return None
     hasher.update(reader.read_raw(footer.length, STRATUM_FOOTER_SIZE))
-    file = core.storage.append_to(reader.name, size)
-    try:
-        file.sync()
-    finally:
-        file.close()
-    core.storage.sync_folder(STRATUM_FOLDERS[kind])
+    if not core.is_remote:
+        file = core.storage.append_to(reader.name, size)
+        try:
+            file.sync()
+        finally:
+            file.close()
+        core.storage.sync_folder(STRATUM_FOLDERS[kind])
     return StratumAdded(
-        header.stratum_id, kind, FINISHED, size, footer.grain_count, hasher.digest(), header.generation, header.session
+        header.stratum_id,
+        kind,
+        FINISHED,
+        size,
+        footer.grain_count,
+        hasher.digest(),
+        header.generation,
+        header.session,
+        header.key_material,
     )
 
 
@@ -179,15 +205,15 @@ def sweep(core: Core) -> int:
         state = core.state
         alone = set(state.sessions) <= {core.session} and not core.tickets
         for kind, identity in files:
-            if identity in state.strata or core.own_strata.owns(identity):
+            if identity in state.strata or identity in state.retired or core.own_strata.owns(identity):
                 continue
             header = _header_of(core, kind, identity)
             ended = header is not None and header.session <= state.position and header.session not in state.sessions
             if ended or (header is None and alone):
                 core.own_strata.delete(kind, identity)
                 removed += 1
-        removed += _sweep_sessions(core)
-        if alone:
+        removed += 0 if core.is_remote else _sweep_sessions(core)
+        if alone and not core.is_remote:
             for name in core.storage.list(TEMPORARY_FOLDER):
                 core.storage.delete(f"{TEMPORARY_FOLDER}/{name}")
                 removed += 1

@@ -54,6 +54,7 @@ def repair(core: Core, *, dry_run: bool = True) -> list[RepairAction]:
         core.ensure_session()
     else:
         core.refresh()
+    core.open_everything()
     actions: list[RepairAction] = []
     with core.commit_mutex:
         for step in (_repair_index_runs, _repair_indexes, _repair_names, _repair_checkpoints, _repair_leftovers):
@@ -262,7 +263,8 @@ def _repair_checkpoints(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
 
 def _repair_leftovers(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
     for kind, identity, header in stored_strata(core):
-        known = identity in core.state.strata or core.own_strata.owns(identity)
+        state = core.state
+        known = identity in state.strata or identity in state.retired or core.own_strata.owns(identity)
         if not known and header is not None and header.session not in core.state.sessions:
             yield RepairAction("leftover", stratum_name(kind, identity), "delete: no record names it", not dry_run)
     if not dry_run:

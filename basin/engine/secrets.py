@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from basin.engine.hints import write_hint
 from basin.engine.keyring import add_slot, delete_slot_files, list_slots, remove_slot, rotate
 from basin.engine.secret import Secret
 from basin.engine.state import State
@@ -78,6 +79,7 @@ class Secrets:
         if not core.append(build):
             delete_slot_files(core.storage, slot_id)
             raise Conflict("the keys were rotated meanwhile: add the secret again", slot_id=slot_id)
+        write_hint(core, keys_changed=True)
         return slot_id
 
     def remove(self, slot_id: str) -> None:
@@ -98,6 +100,7 @@ class Secrets:
         ):
             raise Conflict(f"key slot {slot_id} was changed meanwhile", slot_id=slot_id)
         remove_slot(core.storage, core.keyring.basin_id, slot_id)
+        write_hint(core, keys_changed=True)
 
     def rotate(self) -> int:
         """Begin a new key generation, sealed to every valid slot; returns its number.
@@ -112,4 +115,5 @@ class Secrets:
         generation = rotate(core.storage, core.keyring, valid)
         if not core.append(lambda state: Record(generation=generation) if dict(state.slots) == valid else None):
             raise Conflict("the key slots were changed meanwhile: rotate again", generation=generation)
+        write_hint(core, keys_changed=True)
         return generation

@@ -5,7 +5,8 @@ log uses: a stored record that breaks a rule is void, and all skip it by this sa
 
 Rules (each found necessary by an explicit-state model; numbers as in the design):
 
-1. A record follows the hash of the one before, and its session is live and counts on from its last sequence number.
+1. A record follows the hash of the one before, and its session is live and counts on from its last sequence number. A
+   stratum is added by its own session, or by the record that ends or revokes that; never again after it was removed.
 2. A stored record that breaks a rule is void.
 3. (Read sets are the appender's business; they are not stored.)
 4. A condemn is refused if a listed stratum was relied on after its mark; a kill unless all are still condemned by it.
@@ -18,6 +19,7 @@ Rules (each found necessary by an explicit-state model; numbers as in the design
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from basin.errors import Conflict, CorruptionError
@@ -65,6 +67,14 @@ class Stratum(NamedTuple):
     condemned: Position
 
 
+class Retired(NamedTuple):
+    """A stratum that a record removed, and whose file stays for those who still read at an earlier position."""
+
+    kind: int
+    time_ms: int
+    """The clock of the record that removed it."""
+
+
 class Mark(NamedTuple):
     """When a position was written, for deciding what is old."""
 
@@ -93,6 +103,16 @@ class State(NamedTuple):
     damaged: frozenset[bytes] = frozenset()
     marks: tuple[Mark, ...] = ()
     voids: tuple[Position, ...] = ()
+    named: Position = 0
+    """The last position that changed a name."""
+    seen_ms: dict[int, int] = {}  # noqa: RUF012  # never changed in place
+    """Live sessions and the clock of the last record of each."""
+    jobs: dict[int, str] = {}  # noqa: RUF012  # never changed in place
+    """Live sessions that are of a job."""
+    retired: dict[StratumId, Retired] = {}  # noqa: RUF012  # never changed in place
+    gone: dict[StratumId, Position] = {}  # noqa: RUF012  # never changed in place
+    """Strata that were removed or killed while their session lives, and the session: who takes over from that must not
+    take the file, which may still be there, for one that was never logged."""
 
     @property
     def head(self) -> Head:
@@ -116,9 +136,23 @@ def apply(state: State, record: Record, record_hash: bytes) -> State:
         raise Conflict("the record follows another one than the last", rule=1)
     position = state.position + 1
     changed: dict[str, Any] = {"position": position, "hash": record_hash, "time_ms": record.time_ms}
-    changed["sessions"] = _apply_session(state, record, position)
+    sessions = changed["sessions"] = _apply_session(state, record, position)
+    own = position if record.session_begun else record.session
+    seen_ms = {session: state.seen_ms.get(session, state.time_ms) for session in sessions}
+    if own in seen_ms:
+        seen_ms[own] = record.time_ms
+    changed["seen_ms"] = seen_ms
+    if record.job or state.jobs:
+        jobs = {**state.jobs, **({position: record.job} if record.session_begun and record.job else {})}
+        changed["jobs"] = {session: job for session, job in jobs.items() if session in sessions}
+    if record.batches:
+        changed["named"] = position
     if _touches_strata(record):
         changed["strata"], changed["condemns"] = _apply_strata(state, record, position)
+    if record.strata_removed or record.killed or state.gone:
+        changed["gone"] = _apply_gone(state, changed.get("strata", state.strata), sessions)
+    if (record.files_kept and record.strata_removed) or record.files_deleted:
+        changed["retired"] = _apply_retired(state, record)
     if record.name_runs_added or record.name_runs_removed:
         changed["name_runs"], changed["flushed"] = _apply_name_runs(state, record, position)
     if record.index_runs_added or record.index_runs_removed:
@@ -185,7 +219,7 @@ def _apply_strata(
         if known is None or known.condemned:
             raise Conflict(f"stratum {removed} is no longer live", rule=4, stratum=removed)
     for added in record.strata_added:
-        _add_stratum(strata, added, record, position)
+        _add_stratum(strata, state.gone, added, record, position)
     for mark, listed in record.condemned:
         for identity in listed:
             known = strata.get(identity)
@@ -211,9 +245,23 @@ def _revive(strata: dict[StratumId, Stratum], condemns: dict[Position, list[Stra
         strata[identity] = strata[identity]._replace(condemned=0)
 
 
-def _add_stratum(strata: dict[StratumId, Stratum], added: StratumAdded, record: Record, position: Position) -> None:
+def _apply_gone(state: State, strata: dict[StratumId, Stratum], sessions: dict[int, int]) -> dict[StratumId, Position]:
+    """Strata that went, now or earlier, while their session lives."""
+    went = {identity: known.added.session for identity, known in state.strata.items() if identity not in strata}
+    return {identity: session for identity, session in {**state.gone, **went}.items() if session in sessions}
+
+
+def _add_stratum(
+    strata: dict[StratumId, Stratum],
+    gone: Collection[StratumId],
+    added: StratumAdded,
+    record: Record,
+    position: Position,
+) -> None:
     """A new stratum, or the next length or status of an active one."""
     known = strata.get(added.id)
+    if added.id in gone:
+        raise Conflict(f"stratum {added.id} was removed before", rule=1, stratum=added.id)
     owners = {record.session, *record.sessions_revoked, *record.sessions_ended}
     if record.session_begun:
         owners.add(position)
@@ -224,6 +272,16 @@ def _add_stratum(strata: dict[StratumId, Stratum], added: StratumAdded, record: 
         if before.status != ACTIVE or before.session != added.session or added.length < before.length:
             raise Conflict(f"stratum {added.id} was finished before", rule=1, stratum=added.id)
     strata[added.id] = Stratum(added, position, 0)
+
+
+def _apply_retired(state: State, record: Record) -> dict[StratumId, Retired]:
+    """Files that are kept, and those that are gone now."""
+    retired = dict(state.retired)
+    for deleted in record.files_deleted:
+        retired.pop(deleted, None)  # Somebody else may have deleted it at the same time.
+    for removed in record.strata_removed if record.files_kept else ():
+        retired[removed] = Retired(state.strata[removed].added.kind, record.time_ms)
+    return retired
 
 
 def _apply_name_runs(state: State, record: Record, position: Position) -> tuple[tuple[NameRun, ...], Position]:
@@ -309,6 +367,11 @@ def state_to_map(state: State) -> dict[str, Any]:
         "damaged": sorted(state.damaged),
         "marks": state.marks,
         "voids": state.voids,
+        "named": state.named,
+        "seen_ms": list(state.seen_ms.items()),
+        "jobs": list(state.jobs.items()),
+        "gone": list(state.gone.items()),
+        "retired": [[identity, *known] for identity, known in state.retired.items()],
     }
 
 
@@ -337,6 +400,15 @@ def state_from_map(fields: dict[str, Any]) -> State:
             damaged=frozenset(plain_bytes(key) for key in fields["damaged"]),
             marks=tuple(Mark(unsigned(position), unsigned(time_ms)) for position, time_ms in fields["marks"]),
             voids=tuple(unsigned(position) for position in fields["voids"]),
+            # Absent in checkpoints of earlier versions.
+            named=unsigned(fields.get("named", fields["position"])),
+            seen_ms={unsigned(session): unsigned(ms) for session, ms in fields.get("seen_ms", ())},
+            jobs={unsigned(session): plain_text(job) for session, job in fields.get("jobs", ())},
+            gone={stratum_id(identity): unsigned(session) for identity, session in fields.get("gone", ())},
+            retired={
+                stratum_id(identity): Retired(unsigned(kind), unsigned(ms))
+                for identity, kind, ms in fields.get("retired", ())
+            },
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError("a checkpoint is malformed") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from basin.engine.log import LOG_FOLDER
 from basin.engine.state import ACTIVE
 from basin.format.layout import STRATUM_FOLDERS, StratumKind
 
@@ -13,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def stats(core: Core, path: str) -> dict[str, Any]:
-    """Nested dict of numbers and text. Cost: one open for each log segment; no stratum is read."""
+    """Nested dict of numbers and text. Cost: one open for each log segment on a disk, no request in a bucket.
+
+    `requests`: what this handle has asked a bucket for; empty on a disk.
+    """
     state, tables = core.current
     strata = [known.added for known in state.strata.values()]
     folders = {
@@ -24,7 +26,7 @@ def stats(core: Core, path: str) -> dict[str, Any]:
         }
         for kind in StratumKind
     }
-    log_size = core.log.stored_size()
+    log = core.log.describe()
     contents = core.contents
     return {
         "path": path,
@@ -32,7 +34,7 @@ def stats(core: Core, path: str) -> dict[str, Any]:
         "generation": state.generation,
         "position": state.position,
         "floor": state.floor,
-        "bytes_stored": sum(added.length for added in strata) + log_size,
+        "bytes_stored": sum(added.length for added in strata) + log.get("bytes", 0),
         "strata": {
             "count": len(strata),
             "bytes": sum(added.length for added in strata),
@@ -48,7 +50,7 @@ def stats(core: Core, path: str) -> dict[str, Any]:
             "flushed": state.flushed,
         },
         "indexes": {"runs": len(state.index_runs), "entries": sum(run.entries for run in state.index_runs)},
-        "log": {"bytes": log_size, "segments": len(core.log.segments()), "folder": LOG_FOLDER},
+        "log": log,
         "sessions": len(state.sessions),
         "slots": len(state.slots),
         "voids": len(state.voids),
@@ -62,4 +64,5 @@ def stats(core: Core, path: str) -> dict[str, Any]:
             "bytes_stored": contents.stored_size,
             "commits": core.commits,
         },
+        "requests": core.storage.requests(),
     }

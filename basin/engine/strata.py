@@ -3,6 +3,8 @@
 Invariants:
 
 - At most one stratum of a kind is active. A full one is finished before the next is created.
+- On a disk a stratum grows over many commits; in a bucket each commit finishes it, for nobody can read half an object.
+  There a full one is sent while the next is written, and `sync` waits for all.
 - What was finished stays in `_unlogged` until a record that describes it is in the log: also if a transaction that put
   contents there loses, for those of others stand beside them.
 - A file is deleted only if no record names it, or after the record that removed it.
@@ -16,6 +18,7 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
@@ -24,10 +27,14 @@ from basin.engine.reader import StratumReaders
 from basin.engine.state import ACTIVE, FINISHED, Stratum
 from basin.engine.writer import StratumWriter, stratum_name
 from basin.errors import StorageError
-from basin.format.layout import StratumKind
+from basin.format.layout import MIB, StratumKind
 from basin.format.record import StratumAdded
 from basin.storage.protocol import Storage
 from basin.terms import Position, StratumId
+
+STRATA_ABOUT: Final = 1000
+"""A basin with more strata than this makes larger ones: every handle keeps a line of each in memory."""
+STRATUM_SIZE_MAX: Final = 512 * MIB
 
 
 class OwnStrata:
@@ -43,12 +50,17 @@ class OwnStrata:
         self._readers = readers
         self._locator = locator
         self._writers: dict[StratumKind, StratumWriter] = {}
+        self._sending: list[StratumWriter] = []
+        """Complete, and not known to be durable."""
         self._unlogged: list[StratumAdded] = []
+        self._is_remote = storage.objects is not None
+        self.stored_size = 0
+        """Bytes of all strata of the basin, about."""
 
     def writable(self, kind: StratumKind) -> StratumWriter | None:
         """The active stratum of `kind` if there is room in it."""
         writer = self._writers.get(kind)
-        return writer if writer is not None and not writer.is_full(self._options.stratum_size) else None
+        return writer if writer is not None and not writer.is_full else None
 
     def switch(self, kind: StratumKind) -> StratumWriter:
         """Finish the active stratum of `kind`, if there is one, and begin another."""
@@ -63,17 +75,42 @@ class OwnStrata:
         """A stratum of this session under a fresh name and fresh keys."""
         identity = StratumId((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
         return StratumWriter(
-            self._storage, self._keyring, kind, session=self.session, identity=identity, key_material=os.urandom(32)
+            self._storage,
+            self._keyring,
+            kind,
+            session=self.session,
+            identity=identity,
+            key_material=os.urandom(32),
+            size_target=max(self._options.stratum_size, min(STRATUM_SIZE_MAX, self.stored_size // STRATA_ABOUT)),
         )
 
     def _finish(self, writer: StratumWriter) -> None:
-        directory = writer.finish()
+        directory = writer.complete()
+        if not self._is_remote:
+            writer.sync()
         del self._writers[writer.kind]
-        self._unlogged.append(writer.describe(FINISHED))
+        self._sending.append(writer)
         self._locator.writer_finished(writer, directory)
+        if not self._is_remote:
+            self._land(self._sending)
+
+    def _land(self, writers: Iterable[StratumWriter]) -> None:
+        """Wait until complete strata are durable; then a record may describe them."""
+        for writer in list(writers):
+            writer.sync()
+            writer.close()
+            self._sending.remove(writer)
+            self._unlogged.append(writer.describe(FINISHED))
+
+    def landed(self) -> list[StratumAdded]:
+        """What can be logged now without waiting for anything."""
+        self._land(writer for writer in self._sending if writer.is_sent())
+        return list(self._unlogged)
 
     def sync(self, logged: Mapping[StratumId, Stratum]) -> list[StratumAdded]:
         """Make all contents durable; returns how a record describes the strata that grew since those in `logged`."""
+        if self._is_remote:
+            return self.finish_all()
         added = list(self._unlogged)
         for writer in self._writers.values():
             known = logged.get(writer.id)
@@ -86,6 +123,7 @@ class OwnStrata:
         """Finish the active strata; returns all that no record describes yet."""
         for writer in list(self._writers.values()):
             self._finish(writer)
+        self._land(self._sending)
         return list(self._unlogged)
 
     def hand_over(self) -> list[StratumAdded]:
@@ -107,7 +145,13 @@ class OwnStrata:
 
     def owns(self, identity: StratumId) -> bool:
         """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
-        return self._locator.is_own(identity) or any(one.id == identity for one in self._unlogged)
+        unlogged = any(one.id == identity for one in self._unlogged)
+        return unlogged or self._locator.is_own(identity) or any(one.id == identity for one in self._sending)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything that no record describes yet."""
+        return bool(self._writers or self._sending or self._unlogged)
 
     def forget_runs(self, refused: Collection[StratumId]) -> None:
         """Delete runs of names of large batches that no record names."""
@@ -130,7 +174,8 @@ class OwnStrata:
 
     def abandon(self, logged: Collection[StratumId]) -> None:
         """Append to no active stratum again: something failed, or the handle ends. Those in `logged` keep the file."""
-        for writer in list(self._writers.values()):
+        for writer in [*self._writers.values(), *self._sending]:
             writer.abandon(logged=writer.id in logged)
             self._locator.writer_abandoned(writer)
         self._writers = {}
+        self._sending = []

@@ -20,13 +20,21 @@ from basin.engine.cache import Cache
 from basin.engine.index import IndexReader
 from basin.engine.keyring import list_slots
 from basin.engine.keyspace import DEFAULT_KEYSPACE, FIRST_USER_KEYSPACE, ROOTS_KEYSPACE, prefix_of
-from basin.engine.log import segment_name
+from basin.engine.log import Cursor
 from basin.engine.names import BrokenRun, open_run, scan
-from basin.engine.reader import StratumReader
+from basin.engine.object_log import Folded
+from basin.engine.reader import StratumReader, extent_of
 from basin.engine.recovery import stored_strata
 from basin.engine.state import ACTIVE, CUT, Stratum, last_version
 from basin.engine.writer import stratum_name
-from basin.errors import BasinError, ContentNotFound, CorruptionError, ObjectMissing, StorageError
+from basin.errors import (
+    BasinError,
+    ContentNotFound,
+    CorruptionError,
+    ObjectMissing,
+    StorageError,
+    TruncatedStratum,
+)
 from basin.format.clast import decode_clast
 from basin.format.layout import (
     KEYSPACE_PREFIX_SIZE,
@@ -35,7 +43,9 @@ from basin.format.layout import (
     StratumKind,
 )
 from basin.format.names import check_versions
+from basin.format.record import StratumAdded
 from basin.format.scan import Damage, GrainFound, scan_grains
+from basin.storage.protocol import ReadFile
 from basin.terms import StratumId
 
 if TYPE_CHECKING:
@@ -85,6 +95,7 @@ def check(
     core: Core, *, read_data: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong. Cost without data: every index, every run of names; with data: every byte."""
+    core.open_everything()
     walk = _Walk(core, read_data, progress)
     walk.total = sum(known.added.length for known in core.state.strata.values())
     yield from _check_slots(core)
@@ -147,24 +158,30 @@ def _check_checkpoints(core: Core) -> Iterator[Finding]:
 
 def _check_log(core: Core) -> Iterator[Finding]:
     """Every record that is still stored: decoded, chained, and not void."""
-    segments = core.log.segments()
-    if segments:
+    try:
+        oldest = core.log.oldest()
+        if oldest is not None:
+            yield from _check_records(core, *oldest)
+    except (CorruptionError, StorageError) as error:
+        name = str(error.fields.get("object", "log"))
+        yield _finding("log", name, error, readable="the records before it, and all that checkpoints hold")
+    for position in core.state.voids:
+        yield Finding("void", "warning", "log", f"record {position} broke a rule and is skipped by everybody")
+
+
+def _check_records(core: Core, start: Cursor, previous: bytes) -> Iterator[Finding]:
+    """The records behind `start`, the first of which follows the hash `previous`."""
+    while True:
         try:
-            start = core.log.cursor_before(core.log.header(segments[0]).first_position - 1)
-            previous = core.log.header(segments[0]).previous_hash
             for entry in core.log.follow(start):
                 if entry.record.previous != previous:
                     yield _finding(
-                        "log",
-                        segment_name(entry.end.segment),
-                        f"record {entry.position} does not follow the one before",
+                        "log", core.log.name_of(entry.end), f"record {entry.position} does not follow the one before"
                     )
-                previous = entry.hash
-        except (CorruptionError, StorageError) as error:
-            name = str(error.fields.get("object", "log"))
-            yield _finding("log", name, error, readable="the records before it, and all that checkpoints hold")
-    for position in core.state.voids:
-        yield Finding("void", "warning", "log", f"record {position} broke a rule and is skipped by everybody")
+                previous, start = entry.hash, entry.end
+            return
+        except Folded as folded:
+            start, previous = Cursor(0, 0, start.position + 1), folded.hash
 
 
 # --- strata ---------------------------------------------------------------------------------------------------------
@@ -174,7 +191,8 @@ def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
     added = known.added
     name = stratum_name(added.kind, added.id)
     try:
-        reader = StratumReader(walk.core.storage, walk.core.keyring, added.kind, added.id)
+        file = _file_of(walk, added) if walk.core.is_remote else None
+        reader = StratumReader(walk.core.storage, walk.core.keyring, added.kind, added.id, file=file)
     except (CorruptionError, StorageError) as error:
         yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
         return
@@ -182,6 +200,34 @@ def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
         yield from _check_open_stratum(walk, known, reader)
     finally:
         reader.close()
+
+
+class _HeldFile(ReadFile):
+    """A whole object in memory."""
+
+    def __init__(self, name: str, body: bytes) -> None:
+        self.name = name
+        self._body = body
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset + size > len(self._body):
+            raise TruncatedStratum(f"{self.name} ends at byte {len(self._body)}", object=self.name, offset=offset)
+        return self._body[offset : offset + size]
+
+    def size(self) -> int:
+        return len(self._body)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _file_of(walk: _Walk, added: StratumAdded) -> ReadFile:
+    """A stratum of a bucket for its check: with data all of it as it is stored now, in one request."""
+    storage, name = walk.core.storage, stratum_name(added.kind, added.id)
+    if walk.read_data:
+        return _HeldFile(name, storage.read_file(name, added.length + 1))
+    stored = storage.open(name)
+    return storage.open_known(extent_of(added)) if stored.size() == added.length else stored
 
 
 def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> Iterator[Finding]:
@@ -487,7 +533,7 @@ def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
 def _check_leftovers(core: Core) -> Iterator[Finding]:
     """Files that no record names. Those of live sessions are no finding."""
     for kind, identity, header in stored_strata(core):
-        if identity in core.state.strata or core.own_strata.owns(identity):
+        if identity in core.state.strata or identity in core.state.retired or core.own_strata.owns(identity):
             continue
         if header is None:
             yield Finding(

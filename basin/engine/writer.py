@@ -22,7 +22,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from basin.engine.keyring import Keyring
-from basin.errors import StorageError
+from basin.errors import StorageError, StorageUnavailable
 from basin.format.crypto import TAG_SIZE, StratumKeys
 from basin.format.grain import CHECKSUM, associated_data, encode_body
 from basin.format.index import ENTRY, Entries, IndexBuilder, IndexDirectory, sort_entries
@@ -70,15 +70,21 @@ class StratumWriter:
         session: int,
         identity: StratumId,
         key_material: bytes,
+        size_target: int = 64 * MIB,
     ) -> None:
-        """Create the file and its header. `identity` and the 32 random bytes `key_material` were never used before."""
+        """Create the file and its header. `identity` and the 32 random bytes `key_material` were never used before.
+
+        `size_target`: from this size on the stratum is full.
+        """
         self.kind = kind
+        self.size_target = size_target
         self.id = identity
         self.session = session
         self.generation = keyring.generation
         self.name = stratum_name(kind, identity)
         keys = keyring.stratum_keys(self.generation, key_material, identity, kind)
         self._keys: StratumKeys = keys
+        self._key_material = key_material
         self._aead = AESGCM(keys.cipher_key) if keys.cipher_key else None
         self._storage = storage
         self._file: AppendFile = storage.create(self.name)
@@ -87,6 +93,7 @@ class StratumWriter:
         self._parts_size = 0
         self._flushed = 0
         self._folder_synced = False
+        self._is_complete = False
         self.failed = False
         self._half_appended = False
         self.synced_offset = 0
@@ -114,9 +121,10 @@ class StratumWriter:
         """Grains appended so far, index grains not counted."""
         return len(self.locations) + len(self._doubles)
 
-    def is_full(self, size_max: int) -> bool:
+    @property
+    def is_full(self) -> bool:
         """Whether the stratum should be finished."""
-        return self.offset >= size_max or self.grain_count >= STRATUM_GRAINS_MAX
+        return self.offset >= self.size_target or self.grain_count >= STRATUM_GRAINS_MAX
 
     def append(self, kind: int, key: bytes, codec: int, flags: int, data: bytes) -> Location:
         """Seal and append one grain; `data` is its compressed payload. Cost: one AES-GCM, one XXH32."""
@@ -216,6 +224,10 @@ class StratumWriter:
         """Grains before this offset can be read from the file."""
         return self._flushed
 
+    def is_sent(self) -> bool:
+        """Whether `sync` of the completed stratum would return at once."""
+        return self._file.is_sent()
+
     def sync(self) -> None:
         """Make everything appended durable, with the directory entry."""
         self._require_whole()
@@ -223,7 +235,12 @@ class StratumWriter:
             return
         self.flush()
         self.failed = True
-        self._file.sync()
+        try:
+            self._file.sync()
+        except StorageUnavailable:
+            # The spooled file is whole, and can be sent again; but no sync of a disk is repeated after it failed.
+            self.failed = self._storage.objects is None
+            raise
         if not self._folder_synced:
             self._storage.sync_folder(STRATUM_FOLDERS[self.kind])
             self._folder_synced = True
@@ -232,16 +249,20 @@ class StratumWriter:
         self.synced_count = self.grain_count
 
     def describe(self, status: int) -> StratumAdded:
-        """The stratum as a record adds or extends it; `hash` is of everything up to the durable length."""
+        """The stratum as a record adds or extends it, up to its durable length; of a complete one, all of it.
+
+        `hash` is of everything that was flushed, which is that.
+        """
         return StratumAdded(
             self.id,
             self.kind,
             status,
-            self.synced_offset,
-            self.synced_count,
+            self.offset if self._is_complete else self.synced_offset,
+            self.grain_count if self._is_complete else self.synced_count,
             self._hasher.digest(),
             self.generation,
             self.session,
+            self._key_material,
         )
 
     def read_back(self, offset: int, length: int) -> bytes | None:
@@ -273,19 +294,36 @@ class StratumWriter:
 
     def finish(self) -> IndexDirectory:
         """Write index and footer, sync, and close. Returns the index as a reader would decode it."""
+        directory = self.complete()
+        self.sync()
+        self.close()
+        return directory
+
+    def complete(self) -> IndexDirectory:
+        """Write index and footer, which ends the stratum; `sync` and `close` are still due.
+
+        Where files are sent elsewhere, that begins, and goes on while others are written. Returns the index as a reader
+        would decode it.
+        """
         count = self.grain_count
         builder = IndexBuilder([self.id], count, self._keys.tag_key, self.id)
         payload, location = append_index(self, builder, [self.entries()] if count else [])
-        self.finish_with(location)
+        self._complete_with(location)
         return IndexDirectory(payload, self._keys.tag_key, self.id)
 
     def finish_with(self, directory: Location) -> None:
         """Write a footer that points to an index directory appended before; sync, and close."""
+        self._complete_with(directory)
+        self.sync()
+        self.close()
+
+    def _complete_with(self, directory: Location) -> None:
         self.flush()
         footer = StratumFooter(directory.offset, directory.length, self.grain_count, self.offset, self._hasher.digest())
         self._write(encode_footer(footer))
-        self.sync()
-        self.close()
+        self.flush()
+        self._is_complete = True
+        self._file.finish()
 
     def append_unsealed(self, kind: int, data: bytes) -> int:
         """Append one grain in the clear (index pages, whose tags protect them); returns its offset."""

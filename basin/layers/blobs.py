@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
@@ -161,7 +161,10 @@ class Blobs:
             return False
 
     def open(self, address: Address) -> io.BufferedReader:
-        """A seekable file of the content. Reads only the parts it is asked for, and one part is in memory at a time."""
+        """A seekable file of the content. Reads only the parts it is asked for.
+
+        One part is in memory at a time; while it is read in order, as many as make up 8 MiB: fetched together.
+        """
         return io.BufferedReader(_BlobFile(self._contents, self._refreshed(address)), _BUFFER_SIZE)
 
     def read(self, address: Address, start: int, stop: int) -> bytes:
@@ -199,19 +202,23 @@ class Blobs:
                     yield ContentKey(name[KEYSPACE_PREFIX_SIZE:])
 
 
+_AHEAD_SIZE: Final = 8 << 20
+"""Bytes fetched together for who reads in order: what a bucket delivers while the next request is on its way."""
+
+
 class _BlobFile(io.RawIOBase):
-    """A content as a raw, seekable file; keeps the part it read last."""
+    """A content as a raw, seekable file; keeps the parts that it fetched last."""
 
     def __init__(self, contents: Contents, key: bytes) -> None:
         super().__init__()
         self._contents = contents
         self._clast: Clast | None = contents.clast(key)
-        self._number = -1
-        self._part = b""
+        self._last = -1
+        self._parts: dict[int, bytes] = {}
         self._offset = 0
         if self._clast is None:
-            self._number, self._part = 0, contents.get(key)
-        self.size = len(self._part) if self._clast is None else self._clast.size
+            self._parts = {0: contents.get(key)}
+        self.size = len(self._parts[0]) if self._clast is None else self._clast.size
 
     def readable(self) -> bool:
         return True
@@ -234,13 +241,21 @@ class _BlobFile(io.RawIOBase):
         if offset >= self.size:
             return b""
         if self._clast is None:
-            return self._part[offset : offset + size]
-        number = bisect_right(self._clast.starts, offset) - 1
-        if number != self._number:
-            self._part = self._contents.get(self._clast.parts[number])
-            self._number = number
-        inside = offset - self._clast.starts[number]
-        return self._part[inside : inside + size]
+            return self._parts[0][offset : offset + size]
+        starts = self._clast.starts
+        number = bisect_right(starts, offset) - 1
+        if number not in self._parts:
+            wanted = _AHEAD_SIZE if number == self._last + 1 else size
+            self._fetch(self._clast, number, offset + wanted)
+        self._last = number
+        inside = offset - starts[number]
+        return self._parts[number][inside : inside + size]
+
+    def _fetch(self, clast: Clast, first: int, stop: int) -> None:
+        """Read part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most, together."""
+        stop = min(stop, clast.size, clast.starts[first] + _AHEAD_SIZE)
+        numbers = range(first, max(first + 1, bisect_left(clast.starts, stop)))
+        self._parts = dict(zip(numbers, self._contents.get_many([clast.parts[at] for at in numbers]), strict=True))
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from basin.api import open_storage
-from basin.engine import compaction, core, log, state
+from basin.engine import compaction, core, file_log, state
 from basin.engine.compaction import checkpoint, raise_floor
 from basin.engine.ingest import write_items
 from basin.engine.secret import Secret
@@ -451,11 +451,11 @@ SCRIPTS: Final[dict[str, Script]] = {
     "names-merge": Script(names_merge, _runs(3)),
     "strata-merge": Script(strata_merge, _sessions(3), limits={(compaction, "SMALL_STRATA_MAX"): 4}),
     "index-merge": Script(index_merge, _sessions(3)),
-    "checkpoint": Script(checkpoints, _little, limits={(log, "SEGMENT_SIZE"): 512}),
+    "checkpoint": Script(checkpoints, _little, limits={(file_log, "SEGMENT_SIZE"): 512}),
     "old-log": Script(
-        old_log, _runs(2), {"history_s": 0.0}, {(log, "SEGMENT_SIZE"): 1024, (state, "_MARK_EVERY_MS"): 0}
+        old_log, _runs(2), {"history_s": 0.0}, {(file_log, "SEGMENT_SIZE"): 1024, (state, "_MARK_EVERY_MS"): 0}
     ),
-    "segments": Script(segments, _little, limits={(log, "SEGMENT_SIZE"): 1024}),
+    "segments": Script(segments, _little, limits={(file_log, "SEGMENT_SIZE"): 1024}),
     "torn-tail": Script(torn_tail, _little, torn=True),
     "killed-in-write": Script(killed_in_write, _little),
     "failed-syncs": Script(failed_syncs, _little),

@@ -15,7 +15,8 @@ import pytest
 
 from basin.engine import compaction, recovery, runs
 from basin.engine.core import Core
-from basin.engine.log import FileLog, segment_name
+from basin.engine.file_log import FileLog, segment_name
+from basin.engine.log import Cursor
 from basin.engine.state import State, Stratum
 from basin.engine.strata import OwnStrata
 from basin.engine.writer import StratumWriter, stratum_name
@@ -163,7 +164,11 @@ def the_folder_of_new_segments_is_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 def log_that_is_still_needed_is_removed(patch: pytest.MonkeyPatch) -> None:
     remove = FileLog.remove_through
-    patch.setattr(FileLog, "remove_through", lambda self, _position, keep: remove(self, Position(1 << 60), keep))
+
+    def remove_all(self: FileLog, _position: Position, cursor: Cursor, *, checkpoint: Position, generation: int) -> int:
+        return remove(self, Position(1 << 60), cursor, checkpoint=checkpoint, generation=generation)
+
+    patch.setattr(FileLog, "remove_through", remove_all)
 
 
 def files_are_deleted_before_the_record_that_removes_them(patch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from basin.engine.log import LOCK_NAME, SEGMENT_SIZE, START, Cursor, Entry, FileLog, segment_name
+from basin.engine.file_log import LOCK_NAME, SEGMENT_SIZE, FileLog, segment_name
+from basin.engine.log import START, Cursor, Entry
 from basin.engine.state import EMPTY_HASH
 from basin.errors import CorruptionError, ReadOnly, StorageUnavailable, TruncatedStratum
 from basin.format.layout import FRAME_FLAG_UNSYNCED, RECORD_MAGIC, SEGMENT_HEADER_SIZE
@@ -283,10 +284,11 @@ def test_old_segments_are_removed_as_a_whole() -> None:
         Writer(disk).append()
     writer = Writer(disk)
     assert writer.log.segments() == [1, 2, 3]
-    assert writer.log.remove_through(1, keep=3) == 0
-    assert writer.log.remove_through(2, keep=3) == 1
+    behind = Cursor(3, 0, 0)
+    assert writer.log.remove_through(1, behind, checkpoint=9, generation=0) == 0
+    assert writer.log.remove_through(2, behind, checkpoint=9, generation=0) == 1
     assert writer.log.segments() == [2, 3]
-    assert writer.log.remove_through(4, keep=3) == 1
+    assert writer.log.remove_through(4, behind, checkpoint=9, generation=0) == 1
     assert [entry.position for entry in writer.log.follow(writer.log.cursor_before(3))] == [4]
     with pytest.raises(CorruptionError):
         writer.log.cursor_before(1)

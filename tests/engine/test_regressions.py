@@ -17,6 +17,8 @@ from basin.api import Database, open_storage
 from basin.engine import core as core_module
 from basin.engine import writer as writer_module
 from basin.engine.core import Pending
+from basin.engine.file_log import FileLog
+from basin.engine.log import Cursor
 from basin.engine.memtable import Row
 from basin.errors import Conflict, OutOfSpace, PositionGone, StorageError, StorageUnavailable
 from basin.terms import Location
@@ -363,9 +365,8 @@ def test_a_failed_stratum_that_a_record_names_is_kept_when_closing_fails(
 # --- log and checkpoints --------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_of_durable_records_only(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("basin.engine.compaction.CHECKPOINT_EVERY", 10)
-    db = open_on(disk, sync="never")
+def test_a_checkpoint_is_of_durable_records_only(disk: SimulatedDisk) -> None:
+    db = open_on(disk, sync="never", checkpoint_every=10)
     for number in range(12):
         db.put(b"name %d" % number, b"value")
         db.commit()
@@ -435,9 +436,8 @@ def test_a_reader_looks_again_when_a_run_was_merged_while_it_caught_up(
 def test_history_that_is_removed_while_somebody_reads_it_is_gone_not_damaged(
     disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("basin.engine.compaction.CHECKPOINT_EVERY", 5)
-    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 2000)
-    with open_on(disk, history_size=2000) as db:
+    monkeypatch.setattr("basin.engine.file_log.SEGMENT_SIZE", 2000)
+    with open_on(disk, history_size=2000, checkpoint_every=5) as db:
 
         def commits() -> None:
             for number in range(40):
@@ -457,14 +457,17 @@ def test_history_that_is_removed_while_somebody_reads_it_is_gone_not_damaged(
 def test_handles_that_remove_old_log_at_once_go_on_with_upkeep(
     disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 2000)
+    monkeypatch.setattr("basin.engine.file_log.SEGMENT_SIZE", 2000)
     with open_on(disk) as db:
         for number in range(40):
             db.put(b"name %d" % number, b"value" * 20)
             db.commit()
-        log, segments = db.core.log, db.core.log.segments()
+        log = db.core.log
+        assert isinstance(log, FileLog)
+        segments = log.segments()
         monkeypatch.setattr(log, "segments", lambda: segments)
         last = db.core.state.position
-        assert log.remove_through(last, segments[-1]) == len(segments) - 1
-        assert log.remove_through(last, segments[-1]) <= len(segments) - 1
+        end = Cursor(segments[-1], 0, last)
+        assert log.remove_through(last, end, checkpoint=last, generation=0) == len(segments) - 1
+        assert log.remove_through(last, end, checkpoint=last, generation=0) <= len(segments) - 1
         assert log.position_within(1 << 30) == 0

@@ -313,7 +313,9 @@ def test_expiry_moves_forward_an_hour_behind_the_clock(log: Log) -> None:
 def full_state() -> State:
     """A state with something in every field."""
     log = Log()
-    mark = with_strata(log, 5, 6, 7)
+    mark = with_strata(log, 5, 6, 7, 9)
+    log.begin(job="nightly")
+    log.add(batches=[Batch(names=[b"name"], values=[b"value"])], strata_removed=[stratum(9)], files_kept=True)
     log.add(condemned=[Condemn(mark, [stratum(5)])], slots_added=[Slot("a", b"public")], generation=3)
     log.add(name_runs_added=[run(6, 0, 2)], index_runs_added=[IndexRun(stratum(8), 1, [stratum(7)])])
     log.add(pins_added=[Pin(b"pin", 2)], floor=1, damaged=[digest(1)], expire_through_ms=NOW_MS - EXPIRY_LAG_MS)
@@ -329,12 +331,63 @@ def test_a_checkpoint_holds_the_whole_state() -> None:
     assert state_from_map(msgpack.unpackb(packed, strict_map_key=False)) == state
 
 
+LATER_FIELDS = ("named", "seen_ms", "jobs", "gone", "retired")
+"""Fields that checkpoints of earlier versions lack."""
+
+
 @pytest.mark.parametrize("name", State._fields)
 def test_a_checkpoint_that_lacks_a_field_or_holds_nonsense_is_refused(name: str) -> None:
     fields = msgpack.unpackb(msgpack.packb(state_to_map(full_state())), strict_map_key=False)
-    for broken in ({**fields, name: object()}, {key: value for key, value in fields.items() if key != name}):
+    with pytest.raises(CorruptionError):
+        state_from_map({**fields, name: object()})
+    if name not in LATER_FIELDS:
         with pytest.raises(CorruptionError):
-            state_from_map(broken)
+            state_from_map({key: value for key, value in fields.items() if key != name})
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
+    fields = msgpack.unpackb(msgpack.packb(state_to_map(full_state())), strict_map_key=False)
+    state = state_from_map({key: value for key, value in fields.items() if key not in LATER_FIELDS})
+    assert state.named == state.position
+    assert (state.seen_ms, state.jobs, state.gone, state.retired) == ({}, {}, {}, {})
+
+
+def test_a_stratum_is_not_added_again_after_it_was_removed(log: Log) -> None:
+    with_strata(log, 5, 6)
+    other = log.begin()
+    log.add(session=other, strata_removed=[stratum(5)], files_kept=True)
+    log.refuse(1, strata_added=[added(5)])
+    log.refuse(1, session=other, sessions_revoked=[1], strata_added=[added(5)])
+    assert log.state.gone == {stratum(5): 1}
+    log.add(session=other, sessions_revoked=[1], strata_added=[added(7)])
+    assert log.state.gone == {}
+    log.refuse(1, session=other, strata_added=[added(5)])
+
+
+def test_the_files_of_removed_strata_are_kept_until_a_record_says_that_they_are_gone(log: Log) -> None:
+    with_strata(log, 5, 6, 7)
+    log.add(strata_removed=[stratum(5)])
+    log.add(strata_removed=[stratum(6)], files_kept=True, time_ms=NOW_MS + 1)
+    assert log.state.retired == {stratum(6): (1, NOW_MS + 1)}
+    log.add(strata_removed=[stratum(7)], files_kept=True, files_deleted=[stratum(6), stratum(99)])
+    assert list(log.state.retired) == [stratum(7)]
+
+
+def test_a_live_session_is_known_by_its_last_record_and_its_job(log: Log) -> None:
+    nightly = log.begin(job="nightly", time_ms=NOW_MS + 5)
+    log.add(time_ms=NOW_MS + 9)
+    assert log.state.seen_ms == {1: NOW_MS + 9, nightly: NOW_MS + 5}
+    assert log.state.jobs == {nightly: "nightly"}
+    log.add(sessions_revoked=[nightly])
+    assert list(log.state.seen_ms) == [1]
+    assert log.state.jobs == {}
+
+
+def test_the_last_record_that_changed_a_name_is_known(log: Log) -> None:
+    log.add(batches=[Batch(names=[b"name"], values=[b"value"])])
+    named = log.state.position
+    log.add()
+    assert log.state.named == named < log.state.position
 
 
 def test_a_state_does_not_change(log: Log) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from basin.api import Database, open_storage
-from basin.engine import compaction
 from basin.engine.compaction import MERGE_WIDTH, _size_class, plan_index_merge, plan_names_merge, plan_strata_merge
 from basin.engine.state import State
 from basin.format.record import NameRun
@@ -165,15 +164,14 @@ def test_ten_thousand_times_open_write_close_leave_few_files(monkeypatch: pytest
 
     Log segments and checkpoints are small, so that there are as many of them as in a year of such use.
     """
-    monkeypatch.setattr(compaction, "CHECKPOINT_EVERY", 60)
-    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 20_000)
+    monkeypatch.setattr("basin.engine.file_log.SEGMENT_SIZE", 20_000)
     clock = itertools.count(1_800_000_000_000, 20)
     monkeypatch.setattr("time.time_ns", lambda: next(clock) * 1_000_000)
     disk = SimulatedDisk()
     open_disk(disk, "x").close()
     turns, most = 10_000, Counter[str]()
     for turn in range(turns):
-        db = open_disk(disk, "w", history_s=0.0)
+        db = open_disk(disk, "w", history_s=0.0, checkpoint_every=60)
         db[b"%05d" % turn] = b"x"
         if turn % 4 == 0:
             db.blobs.put(b"content %d " % turn * 20)
@@ -212,10 +210,9 @@ def test_contents_stay_readable_while_their_strata_are_merged() -> None:
 
 
 def test_old_log_and_old_checkpoints_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "CHECKPOINT_EVERY", 50)
-    monkeypatch.setattr("basin.engine.log.SEGMENT_SIZE", 10_000)
+    monkeypatch.setattr("basin.engine.file_log.SEGMENT_SIZE", 10_000)
     disk = SimulatedDisk()
-    with open_disk(disk, "x", history_s=0.0, memtable_size=10_000) as db:
+    with open_disk(disk, "x", history_s=0.0, memtable_size=10_000, checkpoint_every=50) as db:
         for number in range(1000):
             db[b"%d" % (number % 50)] = b"%d" % number
             db.commit()

@@ -1,0 +1,267 @@
+"""The log in a bucket: one object per record, `log/<position>`, created only if the name is free.
+
+Invariants:
+
+- A name is taken once and never deleted; what is stored under it decides who appended, no reply does (see `claims`).
+- The log has no holes: a record is appended behind one that was read. So its end can be searched for.
+- Before its first append a handle sees for itself that the store lets one writer through (see `probe`).
+- A body that a checkpoint holds may be overwritten by a stub, which keeps the record's hash.
+
+It knows frames and positions; what a record means is `state`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+from basin.engine.log import LOG_FOLDER, Cursor, Entry, Log
+from basin.errors import BasinError, CommitUnknown, CorruptionError, InvalidArgument, ObjectMissing
+from basin.format.hint import Stub, decode_stub, encode_stub
+from basin.format.layout import FRAME_SIZE_MAX, HASH_SIZE, RECORD_MAGIC, STUB_MAGIC
+from basin.format.record import FrameCipher, chain_hash, decode_frame_header, decode_record
+from basin.storage.claims import Outcome, claim
+from basin.storage.objects import ByteRange, ObjectStore
+from basin.storage.requests import RequestPolicy
+from basin.terms import Position
+
+_WINDOW: Final = 64
+"""Records fetched together."""
+_STUB_SIZE_MIN: Final = 16 << 10
+"""A smaller body is not worth a request that replaces it: it costs what storing 16 KiB for a year does."""
+_POSITION_SIZE: Final = 8
+_WAIT_FIRST_S: Final = 0.005
+_WAIT_MAX_S: Final = 0.5
+
+
+class Folded(ObjectMissing):
+    """A record's body is gone; a checkpoint behind it holds it. Field: `hash`, the record's."""
+
+    @property
+    def hash(self) -> bytes:
+        """The hash of the record that was folded."""
+        return bytes(self.fields["hash"])
+
+
+def record_name(position: Position) -> str:
+    """Path of a record."""
+    return f"{LOG_FOLDER}/{position:020d}"
+
+
+def token_of(position: Position, frame_hash: bytes) -> bytes:
+    """What identifies an append whose outcome is unknown."""
+    return position.to_bytes(_POSITION_SIZE, "big") + frame_hash
+
+
+def split_token(token: bytes) -> tuple[Position, bytes]:
+    """Position and record hash in a token; raise `InvalidArgument`."""
+    if type(token) is not bytes or len(token) != _POSITION_SIZE + HASH_SIZE:
+        raise InvalidArgument("this token is of no commit whose outcome was unknown", token=token)
+    return int.from_bytes(token[:_POSITION_SIZE], "big"), token[_POSITION_SIZE:]
+
+
+class ObjectLog(Log):
+    """Reads and appends the records of one basin in a bucket."""
+
+    looks_first = False
+
+    def __init__(
+        self, objects: ObjectStore, cipher: FrameCipher, policy: RequestPolicy, require_create_only: Callable[[], None]
+    ) -> None:
+        """`policy`: how long to try to find out what became of an append. `require_create_only`: called before the
+        first; raises if the store would let several writers through.
+        """
+        self._objects = objects
+        self._cipher = cipher
+        self._policy = policy
+        self._require_create_only = require_create_only
+        self._losses = 0
+        self._seen: dict[Position, bytes] = {}
+        """Frames that somebody else stored where this handle wanted to, to be followed next."""
+        self._sizes: dict[Position, int] = {}
+        """Of large records seen: what may be worth a stub one day."""
+
+    def prepare(self, *, writable: bool) -> None:
+        """There is nothing that nobody else can see."""
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def follow(self, cursor: Cursor, *, names_from: Position = 0, at_least: Position = 0) -> Iterator[Entry]:
+        """As the base says; raises `Folded` at a stub. One request if there is nothing new."""
+        position = max(cursor.position, names_from)
+        frames = {at: frame for at, frame in self._seen.items() if at > position}
+        self._seen.clear()
+        end = self._end(position, max(position, at_least, *frames), frames)
+        while position < end:
+            window = range(position + 1, min(end, position + _WINDOW) + 1)
+            self._fetch([at for at in window if at not in frames], frames)
+            for position in window:
+                yield self._entry(position, frames.pop(position))
+
+    def _end(self, position: Position, known: Position, frames: dict[Position, bytes]) -> Position:
+        """The last position of the log, which has at least `known`. Keeps what it reads on the way in `frames`.
+
+        Steps of 1, 2, 4, … until there is no record, then halves: about 2 log2(n) requests for n new records, each but
+        log2(n) of them for a record that is wanted anyway.
+        """
+        step = 1
+        while self._try(known + step, frames):
+            known += step
+            step *= 2
+        missing = known + step
+        while missing - known > 1:
+            middle = (known + missing) // 2
+            if self._try(middle, frames):
+                known = middle
+            else:
+                missing = middle
+        return known
+
+    def _try(self, position: Position, frames: dict[Position, bytes]) -> bool:
+        """Whether there is a record at `position`; if so, it is kept."""
+        with contextlib.suppress(ObjectMissing):
+            frames[position] = self._objects.get(ByteRange(record_name(position), 0, FRAME_SIZE_MAX))
+            return True
+        return False
+
+    def _fetch(self, positions: Sequence[Position], frames: dict[Position, bytes]) -> None:
+        """Read records that are known to be there, concurrently."""
+        wanted = [ByteRange(record_name(position), 0, FRAME_SIZE_MAX) for position in positions]
+        for position, body in zip(positions, self._objects.get_many(wanted) if wanted else (), strict=True):
+            if isinstance(body, ObjectMissing):
+                name = record_name(position)
+                raise CorruptionError(
+                    f"{name} is missing, and records behind it are there; restore it from a copy", object=name, offset=0
+                ) from body
+            if isinstance(body, BasinError):
+                raise body
+            frames[position] = body
+
+    def _entry(self, position: Position, frame: bytes) -> Entry:
+        """The record in a frame; if that is damaged, in what another reading gives: the first may be to blame."""
+        try:
+            return self._decode(position, frame)
+        except CorruptionError:
+            frames: dict[Position, bytes] = {}
+            if not self._try(position, frames) or frames[position] == frame:
+                raise
+            return self._decode(position, frames[position])
+
+    def _decode(self, position: Position, frame: bytes) -> Entry:
+        name = record_name(position)
+        try:
+            header = decode_frame_header(frame)
+            if header.magic == STUB_MAGIC:
+                stub = decode_stub(self._cipher, frame, position)
+                raise Folded(
+                    f"{name} was folded into the checkpoint of {stub.checkpoint}",
+                    object=name,
+                    operation="follow",
+                    hash=stub.hash,
+                )
+            if header.magic != RECORD_MAGIC or header.position != position:
+                raise CorruptionError(f"record {header.position} stands where {position} belongs")
+            record = decode_record(self._cipher.open(frame)[1])
+        except CorruptionError as error:
+            raise type(error)(f"{name}: {error.message}; run `basin check`", object=name, offset=0) from error
+        if len(frame) >= _STUB_SIZE_MIN:
+            self._sizes[position] = len(frame)
+        return Entry(position, record, chain_hash(frame), Cursor(0, 0, position), len(frame))
+
+    def cursor_before(self, position: Position) -> Cursor:
+        return Cursor(0, 0, position)
+
+    def keeps(self, cursor: Cursor) -> bool:
+        """As the base says: unless a stub follows. One request."""
+        frames: dict[Position, bytes] = {}
+        if not self._try(cursor.position + 1, frames):
+            return True
+        frame = frames[cursor.position + 1]
+        with contextlib.suppress(CorruptionError):
+            return decode_frame_header(frame).magic != STUB_MAGIC
+        return True
+
+    def oldest(self) -> tuple[Cursor, bytes] | None:
+        """From the beginning: nothing is ever deleted."""
+        return Cursor(0, 0, 0), bytes(HASH_SIZE)
+
+    def name_of(self, cursor: Cursor) -> str:
+        return record_name(cursor.position)
+
+    def hash_at(self, position: Position) -> bytes | None:
+        """As the base says; also if only its stub is left."""
+        frames: dict[Position, bytes] = {}
+        if not self._try(position, frames):
+            return None
+        try:
+            return self._entry(position, frames[position]).hash
+        except Folded as folded:
+            return folded.hash
+
+    # --- appending --------------------------------------------------------------------------------------------------
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Nobody can be kept out: `append` finds out."""
+        return contextlib.nullcontext()
+
+    def append(self, cursor: Cursor, frame: bytes, previous_hash: bytes, *, sync: bool = True) -> Cursor | None:
+        """As the base says. One request, and more only where its outcome is in doubt; always durable."""
+        self._require_create_only()
+        position = cursor.position + 1
+        name = record_name(position)
+        made = claim(self._objects, name, frame, self._policy)
+        if made.outcome is Outcome.UNKNOWN:
+            raise CommitUnknown(
+                f"it cannot be known whether the record at position {position} was stored; call db.resolve(token)",
+                token=token_of(position, chain_hash(frame)),
+                position=position,
+            ) from made.error
+        if made.outcome is Outcome.TAKEN:
+            self._seen[position] = made.stored
+            self._wait()
+            return None
+        self._losses = 0
+        if len(frame) >= _STUB_SIZE_MIN:
+            self._sizes[position] = len(frame)
+        return Cursor(0, 0, position)
+
+    def _wait(self) -> None:
+        """After losing twice in a row, let others go first: who waits at random meets fewer of them."""
+        self._losses += 1
+        if self._losses > 1:
+            time.sleep(random.random() * min(_WAIT_MAX_S, _WAIT_FIRST_S * 2**self._losses))
+
+    def settle(self) -> None:
+        """Every record is durable."""
+
+    # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def remove_through(self, position: Position, cursor: Cursor, *, checkpoint: Position, generation: int) -> int:
+        """As the base says: of the large records that this handle has seen."""
+        folded = [at for at in self._sizes if at <= min(position, cursor.position)]
+        replaced = 0
+        for at in folded:
+            del self._sizes[at]
+            found = self.hash_at(at)
+            if found is not None:
+                stub = encode_stub(
+                    self._cipher, at, Stub(checkpoint, found), generation=generation, randomness=os.urandom(32)
+                )
+                self._objects.put(record_name(at), stub)
+                replaced += 1
+        return replaced
+
+    def position_within(self, size_max: int) -> Position:
+        """Not known: sizes would have to be asked for. History ends by time alone."""
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        return {"folder": LOG_FOLDER}
+
+    def close(self) -> None:
+        """Nothing is held."""
