@@ -32,10 +32,10 @@ from basin.storage import local, local_files
 from basin.storage.local import LocalStorage
 from basin.storage.protocol import Storage
 from basin.storage.translation import translated
-from basin.testing.conformance import StorageConformance
+from basin.testing.conformance import DiskConformance
 
 
-class TestLocalStorage(StorageConformance):
+class TestLocalStorage(DiskConformance):
     def make_storage(self, place: Path) -> Storage:
         return LocalStorage(place, create=True)
 

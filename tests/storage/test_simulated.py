@@ -8,12 +8,12 @@ import pytest
 
 from basin.errors import StorageUnavailable
 from basin.storage.protocol import Storage
-from basin.testing.conformance import StorageConformance
+from basin.testing.conformance import DiskConformance
 from basin.testing.disk import SimulatedDisk
 from basin.testing.simulated import SimulatedStorage
 
 
-class TestSimulatedStorage(StorageConformance):
+class TestSimulatedStorage(DiskConformance):
     @pytest.fixture(autouse=True)
     def _fresh_disks(self) -> None:
         self.disks: dict[Path, SimulatedDisk] = {}
