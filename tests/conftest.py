@@ -15,6 +15,10 @@ from typing import Any, TypeAlias
 import hypothesis
 import pytest
 
+from tests.s3 import ministack, rclone_serve, s3_proxy, s3_server, seaweedfs, swift
+
+__all__ = ["ministack", "rclone_serve", "s3_proxy", "s3_server", "seaweedfs", "swift"]
+
 Spawn: TypeAlias = Callable[..., "subprocess.Popen[Any]"]
 
 # No deadline: the machines that run the tests are shared, and a slow example is no defect. No database: a failure is
@@ -28,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in [name for name in os.environ if name.startswith("BASIN_")]:
+    for name in [name for name in os.environ if name.startswith("BASIN_") and not name.startswith("BASIN_TEST_")]:
         del os.environ[name]  # what the user's own basin is called and locked with is no part of a test
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # A shell that starts the tests in the background lets them ignore interrupts, and so every process they start.
