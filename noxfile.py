@@ -116,6 +116,13 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", *SPREAD, *effort, *(session.posargs or ["tests/engine"]))
 
 
+@nox.session(name="s3-reference")
+def s3_reference(session: nox.Session) -> None:
+    """The tests of buckets against a Ceph gateway made of Debian packages. Needs root; not part of `tests`."""
+    install(session, "test")
+    session.run("python", "-m", "tests.ceph", *session.posargs)
+
+
 @nox.session
 def powercut(session: nox.Session) -> None:
     """Real power cuts on ext4 and XFS loop mounts under a multi-process workload. Needs root."""

@@ -60,6 +60,7 @@ from basin.errors import (
     InvalidArgument,
     ObjectMissing,
     OutOfSpace,
+    PositionGone,
     ReadOnly,
     StorageError,
     StorageUnavailable,
@@ -275,6 +276,21 @@ class Core:
             return
         with self.commit_mutex:
             self.catch_up()
+
+    def look_again(self, tables: Tables, position: Position) -> Tables:
+        """What to read at `position` when files of `tables` are gone: somebody merged them, and the log says where to.
+
+        Raises `PositionGone` below the history floor; `ObjectMissing`, from what is being handled, if nothing changed.
+        """
+        self.refresh()
+        state, current = self.current
+        if current.runs == tables.runs:
+            raise  # noqa: PLE0704  # called while the error is being handled
+        if position < state.floor:
+            raise PositionGone(
+                f"position {position} is below the history floor {state.floor}", position=position, floor=state.floor
+            ) from None
+        return current
 
     def maybe_refresh(self) -> None:
         """`refresh`, if the last one is longer ago than the refresh interval. Called before every read."""

@@ -18,10 +18,37 @@ from basin.engine.keyspace import Scope
 from basin.engine.memtable import Memtable, Row
 from basin.engine.names import Found, Tables, find_row, newer_than, scan
 from basin.engine.state import last_version
-from basin.errors import BasinClosed, Conflict, ReadOnly
+from basin.errors import BasinClosed, Conflict, ObjectMissing, ReadOnly
 
 _RETRIES: Final = 64
 _ALL: Final = (1 << 64) - 1
+
+
+def _scan(
+    core: Core,
+    overlays: Sequence[Memtable],
+    tables: Tables,
+    start: bytes,
+    stop: bytes,
+    position: int,
+    *,
+    now_ms: int,
+    reverse: bool,
+) -> Iterator[Found]:
+    """`scan` at one position; where files of it are gone, the scan goes on in what they were merged into."""
+    version = last_version(position)
+    while True:
+        try:
+            for found in scan(overlays, tables, start, stop, version_max=version, now_ms=now_ms, reverse=reverse):
+                yield found
+                if reverse:
+                    stop = found.names[-1]
+                else:
+                    start = found.names[-1] + b"\0"
+        except ObjectMissing:
+            tables = core.look_again(tables, position)
+        else:
+            return
 
 
 class HandleScope(Scope):
@@ -35,15 +62,17 @@ class HandleScope(Scope):
         core.maybe_refresh()
         overlays = core.overlays()  # First: what is committed in between is then in one place or in both.
         state, tables = core.current
-        return find_row(overlays, tables, name, last_version(state.position))
+        try:
+            return find_row(overlays, tables, name, last_version(state.position))
+        except ObjectMissing:
+            return find_row(overlays, core.look_again(tables, state.position), name, last_version(state.position))
 
     def chunks(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[Found]:
         core = self.core
         core.maybe_refresh()
         overlays = core.overlays()
         state, tables = core.current
-        version = last_version(state.position)
-        return scan(overlays, tables, start, stop, version_max=version, now_ms=self.now_ms(), reverse=reverse)
+        return _scan(core, overlays, tables, start, stop, state.position, now_ms=self.now_ms(), reverse=reverse)
 
     def put(self, name: bytes, kind: int, value: bytes, expiry_ms: int, relied: Relied | None) -> None:
         self.core.put_row(name, kind, value, expiry_ms, relied)
@@ -87,14 +116,18 @@ class BatchScope(Scope):
         self._require_unfinished()
         overlays = self._overlays()  # First: what is committed in between is then in one place or in both.
         state, tables = self._current()
-        return find_row(overlays, tables, name, last_version(state.position))
+        try:
+            return find_row(overlays, tables, name, last_version(state.position))
+        except ObjectMissing:
+            again = self.core.look_again(tables, state.position)
+            return find_row(overlays, again, name, last_version(state.position))
 
     def chunks(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[Found]:
         self._require_unfinished()
         overlays = self._overlays()
         state, tables = self._current()
-        version = last_version(state.position)
-        return scan(overlays, tables, start, stop, version_max=version, now_ms=self.now_ms(), reverse=reverse)
+        now_ms = self.now_ms()
+        return _scan(self.core, overlays, tables, start, stop, state.position, now_ms=now_ms, reverse=reverse)
 
     def put(self, name: bytes, kind: int, value: bytes, expiry_ms: int, relied: Relied | None) -> None:
         self._require_unfinished()
@@ -251,11 +284,16 @@ class ViewScope(Scope):
 
     def find(self, name: bytes) -> Row | None:
         self._require_open()
-        return find_row((), self._tables, name, self._version)
+        try:
+            return find_row((), self._tables, name, self._version)
+        except ObjectMissing:
+            self._tables = self.core.look_again(self._tables, self.position)
+            return find_row((), self._tables, name, self._version)
 
     def chunks(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[Found]:
         self._require_open()
-        return scan((), self._tables, start, stop, version_max=self._version, now_ms=self._now_ms, reverse=reverse)
+        tables, now_ms = self._tables, self._now_ms
+        return _scan(self.core, (), tables, start, stop, self.position, now_ms=now_ms, reverse=reverse)
 
     def require_writable(self) -> None:
         raise ReadOnly("a view is read-only")
