@@ -52,8 +52,8 @@ class Descriptor(int):
 
 
 # Stands for "none": valid for nobody, so that every use fails with EBADF. (For -1 some calls raise ValueError.)
-_NONE: Final = Descriptor(2**31 - 1)
-_NONE.closed = True
+NO_DESCRIPTOR: Final = Descriptor(2**31 - 1)
+NO_DESCRIPTOR.closed = True
 
 
 class LocalReadFile(ReadFile):
@@ -96,11 +96,11 @@ class LocalReadFile(ReadFile):
             raise _failed(error, "size", self.name, self._path, self._descriptor) from error
 
     def close(self) -> None:
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
 
     def abandon(self) -> None:
         self._descriptor.close()
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
 
 
 class LocalAppendFile(AppendFile):
@@ -146,15 +146,15 @@ class LocalAppendFile(AppendFile):
         failure = _failed(error, operation, self.name, self._path, self._descriptor)
         if not isinstance(failure, BasinClosed):
             self._failure = failure
-            self._descriptor = _NONE
+            self._descriptor = NO_DESCRIPTOR
         return failure
 
     def close(self) -> None:
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
 
     def abandon(self) -> None:
         self._descriptor.close()
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
 
 
 class LocalLockFile(LockFile):
@@ -241,11 +241,11 @@ class LocalLockFile(LockFile):
     def close(self) -> None:
         # Unlocked on purpose, not by closing: a child forked this moment may hold the same open file for a while.
         self.release()
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
 
     def abandon(self) -> None:
         self._descriptor.close()
-        self._descriptor = _NONE
+        self._descriptor = NO_DESCRIPTOR
         self._held = False
         self._mutex = threading.Lock()  # The old one may be held for ever by a thread that does not exist here.
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from basin.errors import BasinClosed, OutOfSpace, StorageError
+from basin.storage.local_files import NO_DESCRIPTOR, Descriptor
 from basin.storage.translation import translated
 
 _PREFIX: Final = "basin-spool-"
@@ -37,13 +38,13 @@ class SpoolFile:
         self.size = 0
         self._owner = os.getpid()
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._descriptor = Descriptor(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise _spool_error(error, path) from error
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at the end, or raise `StorageError`; `BasinClosed` if it was removed or inherited."""
-        if self._descriptor < 0 or os.getpid() != self._owner:
+        if self._descriptor.closed or os.getpid() != self._owner:
             raise BasinClosed(f"{self.path} was closed, or opened before a fork", object=str(self.path))
         view = memoryview(data).cast("B")
         try:
@@ -63,10 +64,10 @@ class SpoolFile:
 
     def remove(self) -> None:
         """Delete the file. Removing twice is harmless. In a forked child only the child's descriptor goes."""
-        if self._descriptor < 0:
+        if self._descriptor.closed:
             return
-        os.close(self._descriptor)
-        self._descriptor = -1
+        # Only this reference goes: a thread that is reading has one of its own, and the number is not used again.
+        self._descriptor = NO_DESCRIPTOR
         if os.getpid() == self._owner:
             with contextlib.suppress(OSError):
                 self.path.unlink()
