@@ -246,8 +246,8 @@ class ObjectLog(Log):
         folded = [at for at in self._sizes if at <= min(position, cursor.position)]
         replaced = 0
         for at in folded:
-            del self._sizes[at]
             found = self.hash_at(at)
+            del self._sizes[at]  # Behind the look, which notes the size again.
             if found is not None:
                 stub = encode_stub(
                     self._cipher, at, Stub(checkpoint, found), generation=generation, randomness=os.urandom(32)

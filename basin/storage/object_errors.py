@@ -8,6 +8,7 @@ Invariants:
   `reason` is "contended", "timeout", "connection", "throttled" or "server". Every other error's `reason` is the
   service's code, or the name of the library's exception.
 - Libraries are recognised by the shape and the names of their exceptions, so that none of them is imported here.
+  obstore's are recognised by their texts, which hold what it knows in the form that Rust prints for debugging.
 
 Imports `basin.errors` and its neighbour `translation`, the same table for plain `OSError`.
 """
@@ -34,6 +35,20 @@ from basin.storage.translation import translated
 _WRITING: Final = frozenset({"put", "put_new", "put_file", "delete"})
 _TOKEN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}|[0-9]{3}")
 _CHAIN_MAX: Final = 16
+
+# The text of an exception of obstore, from this line on: in quotes, a quotation mark has a backslash before it, so that
+# an answer cannot pass for what is around it.
+_DEBUG_LINE: Final = "\n\nDebug source:\n"
+_DEBUG_ANSWER: Final = re.compile(
+    r'(?:Status|Response) \{\s*status: (?P<status>[0-9]{3}),\s*body: (?:Some\(\s*)?(?P<body>"(?:[^"\\]|\\.)*"|None)'
+)
+_DEBUG_DELETION: Final = re.compile(
+    r'DeleteFailed \{\s*path: "(?P<path>(?:[^"\\]|\\.)*)",\s*code: "(?P<code>(?:[^"\\]|\\.)*)"'
+)
+_DEBUG_URI: Final = re.compile(r"\buri: Some\(\s*[a-z]+://(?P<host>[^\s/,]+)(?P<path>[^\s,?]*)")
+_XML_CODE: Final = re.compile(r"<Code>([^<]*)</Code>")
+_XML_TIER: Final = re.compile(r"<StorageClass>([^<]*)</StorageClass>")
+_CREDENTIAL_HOSTS: Final = re.compile(r"169\.254\.[0-9.]+|\[?fd00:ec2::[0-9a-f]+\]?|sts\..*")
 
 
 class _Refusal(NamedTuple):
@@ -73,6 +88,8 @@ _ELSEWHERE: Final = _Refusal(
     StorageError, "the bucket is in another region or behind another endpoint: check region_name and endpoint_url"
 )
 _DISABLED: Final = _Refusal(StorageError, "the service has closed this account or bucket: ask its operator")
+_OTHER_RANGE: Final = _Refusal(StorageError, "the service answered another range than was asked for")
+_BAD_NAME: Final = _Refusal(StorageError, "a name in the folder cannot be read: remove what is not of this basin")
 _UNTRUSTED: Final = _Refusal(StorageError, "the endpoint's certificate is not trusted: check the endpoint and `verify`")
 
 _CODES: Final[dict[str, _Refusal]] = {
@@ -128,6 +145,20 @@ _CLASSES: Final[tuple[tuple[frozenset[str], _Refusal], ...]] = (
 """
 
 
+_DEBUG_MARKS: Final[tuple[tuple[str, _Refusal, str], ...]] = (
+    ("InvalidCertificate", _UNTRUSTED, "SSLCertVerificationError"),
+    ("BareRedirect", _ELSEWHERE, "PermanentRedirect"),
+    ("kind: Timeout", _TIMEOUT, ""),
+    ("TimedOut", _TIMEOUT, ""),
+    ("HttpError {", _UNREACHABLE, ""),
+    ("InvalidListResponse", _SERVER, ""),
+    ("InvalidDeleteObjectsResponse", _SERVER, ""),
+    ("UnexpectedRange", _OTHER_RANGE, "UnexpectedRange"),
+    ("InvalidPath", _BAD_NAME, "InvalidPathError"),
+)
+"""By a mark in the text of obstore, for failures without an answer; the first row that fits."""
+
+
 def object_error(error: BaseException, operation: str, name: str, url: str) -> BasinError:
     """The typed error for `error`, to be raised `from` it; an error of Basin is returned as it is.
 
@@ -139,6 +170,11 @@ def object_error(error: BaseException, operation: str, name: str, url: str) -> B
     answer = next(_answers(error), None)
     if answer is not None:
         return _from_answer(answer, operation, name, url)
+    known = next((found for one in _chain(error) if (found := _from_debug(_debug(one)))), None)
+    if known is not None:
+        refusal, reason = known
+        fields = {"object": name, "operation": operation, "reason": refusal.reason or reason}
+        return refusal.kind(f"{operation} {name!r} at {url}: {refusal.text}", **fields)
     return _from_classes(error, operation, name, url)
 
 
@@ -160,6 +196,12 @@ def answered_code(error: BaseException) -> str:
     return _code(answer)[0] if answer is not None else ""
 
 
+def refused_path(error: BaseException) -> str:
+    """The path in the bucket of the object that a batch of deletions left, if an exception of obstore says so."""
+    found = next((found for one in _chain(error) if (found := _DEBUG_DELETION.search(_debug(one)))), None)
+    return found["path"] if found is not None else ""
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and what lies behind it, outermost first; bounded, as chains may run in circles."""
     waiting: list[BaseException] = [error]
@@ -179,6 +221,39 @@ def _answers(error: BaseException) -> Iterator[dict[str, Any]]:
         response = getattr(one, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):
             yield response
+        answer = _debug_answer(_debug(one))
+        if answer is not None:
+            yield answer
+
+
+def _debug(error: BaseException) -> str:
+    """What an exception of obstore says for debugging, else `""`."""
+    return str(error).rpartition(_DEBUG_LINE)[2] if _DEBUG_LINE in str(error) else ""
+
+
+def _debug_answer(text: str) -> dict[str, Any] | None:
+    """The service's answer in a text of obstore, in the shape that botocore gives it."""
+    found = _DEBUG_ANSWER.search(text)
+    if found is None:
+        refused_one = _DEBUG_DELETION.search(text)
+        return {"Error": {"Code": refused_one["code"]}} if refused_one else None
+    asked = _DEBUG_URI.search(text)
+    if asked is not None and _CREDENTIAL_HOSTS.fullmatch(asked["host"]):
+        return None  # Not the bucket answered, but what should have given credentials.
+    code, tier = _XML_CODE.search(found["body"]), _XML_TIER.search(found["body"])
+    error = {"Code": code[1] if code else "", "StorageClass": tier[1] if tier else ""}
+    return {"Error": error, "ResponseMetadata": {"HTTPStatusCode": int(found["status"])}}
+
+
+def _from_debug(text: str) -> tuple[_Refusal, str] | None:
+    """What a text of obstore means that holds no answer of the service, and the reason if the refusal has none."""
+    asked = _DEBUG_URI.search(text)
+    if asked is not None and _CREDENTIAL_HOSTS.fullmatch(asked["host"]):
+        return _NO_CREDENTIALS, "NoCredentialsError"
+    for mark, refusal, reason in _DEBUG_MARKS:
+        if mark in text:
+            return refusal, reason
+    return None
 
 
 def _code(answer: dict[str, Any]) -> tuple[str, int]:

@@ -21,7 +21,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NoReturn, TypeAlias
 
@@ -109,6 +109,7 @@ class RemoteStorage(Storage):
 
     def upload(self, name: str, spooled: SpoolFile) -> Future[None]:
         """Begin to send a finished file. Waits while twice as many are on their way as are sent at a time."""
+        self._require_open(name)
         if not self._uploads:
             done: Future[None] = Future()
             try:
@@ -259,9 +260,11 @@ class RemoteStorage(Storage):
         found: _Bodies = [b""] * len(wanted)
         remote: list[int] = []
         for row, (name, start, stop) in enumerate(wanted):
-            if name in self._spooled and stop is not None:
+            spooled = self._spooled.get(name)
+            if spooled is not None:
+                end = spooled.size if stop is None else min(stop, spooled.size)
                 try:
-                    found[row] = self.read_range(Extent(name, stop), start, stop - start)
+                    found[row] = self.read_range(Extent(name, end), start, max(0, end - start))
                 except BasinError as error:
                     found[row] = error
             else:
@@ -334,15 +337,17 @@ class _GrowingFile(AppendFile):
         self._storage = storage
         self._spooled = spooled
         self._future: Future[None] | None = None
+        self._is_finished = False
         self._is_sent = False
 
     def append(self, data: bytes | bytearray | memoryview) -> None:
-        if self._future is not None or self._is_sent:
+        if self._is_finished:
             raise StorageError(f"{self.name} is finished", object=self.name, operation="append")
         self._spooled.append(data)
         self.offset = self._spooled.size
 
     def finish(self) -> None:
+        self._is_finished = True
         if self._future is None and not self._is_sent:
             self._future = self._storage.upload(self.name, self._spooled)
 
@@ -358,6 +363,8 @@ class _GrowingFile(AppendFile):
         if future is not None:
             try:
                 future.result()
+            except CancelledError as error:
+                raise BasinClosed(f"{self.name} was not sent: the storage was closed", object=self.name) from error
             except BaseException:
                 if not future.done():
                     self._future = future  # An interrupt while waiting: it is still on its way.

@@ -63,7 +63,10 @@ def test_a_reader_that_is_behind_finds_names_in_what_their_runs_were_merged_into
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_scan_goes_on_where_its_runs_were_merged_away(url: str, writer: Database, reverse: bool) -> None:
+def test_a_scan_goes_on_where_its_runs_were_merged_away(
+    url: str, writer: Database, reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basin.storage.pieces._MEMORY_MAX", 0)  # Each block is read when the scan comes to it.
     write(writer, first(NAMES, 300))
     reader = opened(url, "r")
     scan = reader.scan(reverse=reverse)

@@ -8,7 +8,7 @@ import pytest
 
 from basin.errors import BasinError, OutOfSpace, ReadOnly, StorageError
 from basin.storage.protocol import Storage
-from basin.testing.conformance import StorageConformance
+from basin.testing.conformance import DiskConformance
 from basin.testing.crash import crash_states
 from basin.testing.disk import SimulatedDisk
 from basin.testing.faults import CountingStorage, Fault, FaultStorage, Killed, nth_call
@@ -60,7 +60,7 @@ ORDER = [
 ]
 
 
-class _Wrapped(StorageConformance):
+class _Wrapped(DiskConformance):
     @pytest.fixture(autouse=True)
     def _fresh_disks(self) -> None:
         self.disks: dict[Path, SimulatedDisk] = {}
