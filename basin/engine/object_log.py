@@ -13,6 +13,8 @@ It knows frames and positions; what a record means is `state`'s business.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import random
 import time
@@ -106,20 +108,23 @@ class ObjectLog(Log):
     def _end(self, position: Position, known: Position, frames: dict[Position, bytes]) -> Position:
         """The last position of the log, which has at least `known`. Keeps what it reads on the way in `frames`.
 
-        Steps of 1, 2, 4, … until there is no record, then halves: about 2 log2(n) requests for n new records, each but
-        log2(n) of them for a record that is wanted anyway.
+        Steps of 1, 1, 2, 2, 4, 4, … until there is no record; then by the root of the last step; then one by one. So at
+        most three requests find nothing, and each of the others a record that is wanted anyway. Halving would take
+        fewer rounds, and ask in vain as often as it has rounds.
         """
-        step = 1
-        while self._try(known + step, frames):
-            known += step
-            step *= 2
-        missing = known + step
-        while missing - known > 1:
-            middle = (known + missing) // 2
-            if self._try(middle, frames):
-                known = middle
-            else:
-                missing = middle
+        steps = (1 << number // 2 for number in itertools.count())
+        missing = known + 1
+        for step in steps:
+            missing = known + step
+            if not self._try(missing, frames):
+                break
+            known = missing
+        for stride in (math.isqrt(missing - known), 1):
+            while known + stride < missing:
+                if not self._try(known + stride, frames):
+                    missing = known + stride
+                    break
+                known += stride
         return known
 
     def _try(self, position: Position, frames: dict[Position, bytes]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 from collections.abc import Callable
@@ -278,14 +277,14 @@ class TestFollowing:
         assert positions(reader.catch_up()) == list(range(before + 1, before + count + 1))
         gets = reader.requests()
         assert {kind for kind, _ in gets} == {"get"}
-        assert len(gets) <= count + 2 * math.log2(count) + 2
+        assert len(gets) <= count + 3
         assert len(set(gets)) == len(gets)
 
     def test_a_long_log_is_few_rounds(self, store: MemoryObjects) -> None:
         written(store, 300)
         reader = Writer(store)
         assert len(reader.catch_up()) == 300
-        assert reader.watched.rounds <= 2 * math.log2(300) + 2 + 300 / 64 + 1
+        assert reader.watched.rounds <= 30
 
     def test_what_is_known_to_be_there_is_not_searched_for(self, store: MemoryObjects) -> None:
         written(store, 40)
@@ -303,7 +302,7 @@ class TestFollowing:
 
     def test_a_bucket_that_does_not_answer_is_not_the_end_of_the_log(self, store: MemoryObjects) -> None:
         written(store, 5)
-        for silent in range(7):
+        for silent in range(6):
             reader = Writer(store)
             reader.watched.script("get", *[None] * silent, SILENCE)
             with pytest.raises(StorageUnavailable):
@@ -319,7 +318,7 @@ class TestFollowing:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("hole", [2, 4])
+    @pytest.mark.parametrize("hole", [3, 5])
     def test_a_hole_that_the_search_steps_over_is_damage(self, store: MemoryObjects, hole: int) -> None:
         written(store, 7)
         store.delete([record_name(hole)])
