@@ -6,6 +6,7 @@ the slot valid. A crash in between leaves nothing, or a basin that opens.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -37,13 +38,16 @@ from basin.engine.secret import Secret
 from basin.engine.state import State
 from basin.errors import (
     AlreadyExists,
+    AuthenticationFailed,
     BasinError,
+    CommitUnknown,
     CorruptionError,
     InvalidArgument,
     NotABasin,
     ObjectMissing,
     ReadOnly,
     RollbackDetected,
+    StorageUnavailable,
     UnsupportedVersion,
     WrongSecret,
 )
@@ -231,13 +235,28 @@ def open_storage(
     descriptor = decode_descriptor(data)
     if profile is not None and profile != descriptor.profile:
         raise InvalidArgument(f"{url} was created as {descriptor.profile!r}, not {profile!r}", profile=profile)
-    keyring, hint = _unlock(storage, data, secret, hint)
     writable = mode != "r"
     if writable and not storage.writable():
         raise ReadOnly(f"{url} cannot be written; open it with mode='r'", object=url, operation="open")
-    core = Core(storage, keyring, make_options(given, dict(descriptor.options), remote=remote), writable=writable)
+    handle_options = make_options(given, dict(descriptor.options), remote=remote)
+
+    def begun(keyring: Keyring) -> Core:
+        core = Core(storage, keyring, handle_options, writable=writable)
+        try:
+            _start(core, expect_head, hint)
+        except BaseException:
+            core.abandon()
+            raise
+        return core
+
+    hinted = _hinted_keys(storage, data, secret, hint)
+    core = None
+    if hinted is not None:
+        with contextlib.suppress(WrongSecret, AuthenticationFailed):
+            core = begun(hinted)  # Else the keys have changed since the hint: the files say how, or what is wrong.
+    if core is None:
+        core = begun(unlock(storage, data, secret)[0])
     try:
-        _start(core, expect_head, hint)
         database = Database(core, url, secret, given, storage_options)
         if mode == "n":
             _empty(database)
@@ -263,19 +282,17 @@ def _read_descriptor(storage: Storage) -> tuple[bytes | None, Hint | None]:
     return data, hint_of(hint)
 
 
-def _unlock(
-    storage: Storage, descriptor: bytes, secret: Secret | None, hint: Hint | None
-) -> tuple[Keyring, Hint | None]:
-    """The keyring; from the copies of the key files in the hint, if those open it, else from the files."""
+def _hinted_keys(storage: Storage, descriptor: bytes, secret: Secret | None, hint: Hint | None) -> Keyring | None:
+    """The keyring from the copies of the key files in the hint, if there are any that the secret opens."""
     if isinstance(storage, RemoteStorage) and hint is not None and hint.keys:
         storage.suppose(hint.keys)
         try:
-            return unlock(storage, descriptor, secret)[0], hint
+            return unlock(storage, descriptor, secret)[0]
         except (WrongSecret, CorruptionError, UnsupportedVersion):
-            pass  # The slots may have changed since: the files say so, or what is wrong.
+            return None
         finally:
             storage.suppose({})
-    return unlock(storage, descriptor, secret)[0], hint
+    return None
 
 
 def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
@@ -375,9 +392,11 @@ def _strangers(storage: Storage) -> list[str]:
 def _start(core: Core, expect_head: Head | None, hint: Hint | None) -> None:
     """Read the log; check the remembered head; make the first slot valid; leave a hint where there is none."""
     core.load(hint)
+    slot = core.keyring.slot
+    if slot is not None and core.state.slots and slot.slot_id not in core.state.slots:
+        raise WrongSecret(f"the key slot {slot.slot_id} of this secret was removed", refused=1, damaged=[])
     if expect_head is not None:
         check_head(core, expect_head)
-    slot = core.keyring.slot
     if core.writable and slot is not None and not core.state.slots:
 
         def build(state: State) -> Record | None:
@@ -385,7 +404,10 @@ def _start(core: Core, expect_head: Head | None, hint: Hint | None) -> None:
                 return None
             return Record(slots_added=[Slot(slot.slot_id, slot.public_key)])
 
-        core.append(build)
+        try:
+            core.append(build)
+        except CommitUnknown as error:
+            raise StorageUnavailable(f"the basin could not be opened: {error.message}", object="log") from error
     if core.writable and core.is_remote and hint is None:
         write_hint(core, keys_changed=True)
     if core.writable and core.options.reserve_size:

@@ -150,7 +150,7 @@ class FaultProxy:
         if action in ("reset", "drop_before"):
             return False
         if action == "status":
-            writer.write(_refusal(rule))
+            writer.write(_refusal(rule, exchange.method))
             return True
         if action == "delay":
             await asyncio.sleep(rule.delay_s)
@@ -162,7 +162,7 @@ class FaultProxy:
         if action == "drop_after":
             return False
         if action == "status_after":
-            writer.write(_refusal(rule))
+            writer.write(_refusal(rule, exchange.method))
             return True
         if action == "corrupt" and reply.body:
             reply.body = bytes([reply.body[0] ^ 0x80]) + reply.body[1:]
@@ -281,7 +281,8 @@ async def _read_body(reader: asyncio.StreamReader, fields: dict[str, str]) -> by
     return bytes(wire)
 
 
-def _refusal(rule: Rule) -> bytes:
+def _refusal(rule: Rule, method: str) -> bytes:
     text = f"<?xml version='1.0'?><Error><Code>{rule.code}</Code><Message>as the test asked</Message></Error>".encode()
     first = b"HTTP/1.1 %d As-Asked" % rule.status
-    return _Message(first, [b"Content-Type: application/xml", b"Content-Length: %d" % len(text)], text).encode()
+    headers = [b"Content-Type: application/xml", b"Content-Length: %d" % len(text)]
+    return _Message(first, headers, b"" if method == "HEAD" else text).encode()

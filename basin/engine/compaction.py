@@ -32,7 +32,15 @@ from basin.engine.names import Range, RunReader
 from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import ACTIVE, FINISHED, State, last_version, state_to_map
 from basin.engine.writer import StratumWriter, append_index
-from basin.errors import AlreadyExists, BasinError, CorruptionError, ObjectMissing, OutOfSpace, StorageUnavailable
+from basin.errors import (
+    AlreadyExists,
+    BasinError,
+    CommitUnknown,
+    CorruptionError,
+    ObjectMissing,
+    OutOfSpace,
+    StorageUnavailable,
+)
 from basin.format.checkpoint import encode_checkpoint
 from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
 from basin.format.layout import (
@@ -68,6 +76,8 @@ def upkeep(core: Core) -> None:
 
     A step that fails is not tried again by this handle: `check` names what is wrong, and the other steps go on.
     """
+    if not core.session:
+        return  # Nothing of this handle was committed: planning now could be overtaken by its session's begin.
     state = core.state
     structure = (state.strata, state.name_runs, state.index_runs)
     # Most commits only add a few names: nothing to merge that there was not after the last one.
@@ -86,7 +96,7 @@ def upkeep(core: Core) -> None:
             continue
         try:
             step(core)
-        except (OutOfSpace, StorageUnavailable):
+        except (OutOfSpace, StorageUnavailable, CommitUnknown):
             core.settled = ()  # It passes: the next commit tries again.
             return
         except BasinError as error:

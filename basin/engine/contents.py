@@ -246,7 +246,7 @@ class Contents:
         with self.mutex:
             while start < len(keys):
                 writer = self._writer_for(StratumKind.DATA)
-                stop = _fitting(payloads, start, writer.size_target - writer.offset)
+                stop = _fitting(payloads, start, writer.room)
                 before = writer.offset
                 new_keys, kinds, data = keys[start:stop], codecs[start:stop], payloads[start:stop]
                 if not writer.locations.keys().isdisjoint(new_keys):

@@ -158,8 +158,6 @@ class Core:
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._session_lock: LockFile | None = None
-        self._is_doubtful = False
-        """Whether it is not known if the last record of this handle is in the log."""
         self._begin_hashes: set[bytes] = set()
         """Hashes of records that would begin a session of this handle, and of which it is not known."""
         self._half_followed = False
@@ -503,7 +501,8 @@ class Core:
                     if self._pending or self._committing:
                         self.commit_pending()
                     elif self.is_remote:
-                        self._log_what_landed()
+                        with contextlib.suppress(CommitUnknown):  # Nothing but contents that nobody names yet.
+                            self._log_what_landed()
                 except StorageUnavailable:
                     continue  # The changes wait on; the next round tries again.
                 except BasinError as error:
@@ -633,7 +632,7 @@ class Core:
             with self.contents.mutex:
                 added = self.own_strata.sync(self.state.strata)
             with self.log.exclusive():
-                if self.log.looks_first or self._is_doubtful:
+                if self.log.looks_first:
                     self.catch_up()
                 while True:
                     accepted, relied, revived = self._accept(group)
@@ -753,9 +752,7 @@ class Core:
             digest = chain_hash(frame)
             following = apply(state, record, digest)  # A record that everybody would skip is never written.
             end = self._append_frame(frame, record, sync=sync)
-            self._is_doubtful = False
         except CommitUnknown:
-            self._is_doubtful = True
             if record.session_begun:
                 self._begin_hashes.add(digest)
             raise
@@ -799,7 +796,7 @@ class Core:
         """Append a record of upkeep that `build` makes for the state then; False if it makes none or is refused."""
         self.require_writable()
         with self.commit_mutex, self._poisoning(()), self.log.exclusive():
-            if self.log.looks_first or self._is_doubtful:
+            if self.log.looks_first:
                 self.catch_up()
             while True:
                 record = build(self.state)
@@ -876,13 +873,20 @@ class Core:
         if self.session and self._recovered:
             return
         with self.commit_mutex:
-            if not self.session:
-                self.append(lambda _: Record())
-            if self.is_remote:
-                self._start_timer_once()
-            if not self._recovered:
-                self._recovered = True
-                recover(self)
+            try:
+                if not self.session:
+                    self.append(lambda _: Record())
+                if self.is_remote:
+                    self._start_timer_once()
+                if not self._recovered:
+                    self._recovered = True
+                    recover(self)
+            except (StorageUnavailable, CommitUnknown) as error:
+                # Nothing that the caller changed is in doubt. The log shows later whether the session has begun.
+                self._recovered = False
+                raise StorageUnavailable(
+                    f"the session could not begin: {error.message}", object="log", operation="begin"
+                ) from error
 
     def _lock_session(self, position: Position) -> None:
         """Take the lock that shows that the session is alive, before anybody can read of the session."""
@@ -976,13 +980,17 @@ class Core:
     def release(self, reason: str) -> None:
         """Close every handle without writing. Used at the end, and in a forked child."""
         self.closed = reason
+        self.abandon()
+        self.storage.close()
+
+    def abandon(self) -> None:
+        """Close whatever this opened, and leave the storage to others."""
         self._timer_wake.set()
         self.own_strata.abandon(self.state.strata)
         self.contents.close()
         self.readers.close()
         self.log.close()
         self._unlock_session()
-        self.storage.close()
 
     def require_open(self) -> None:
         """Raise `BasinClosed` after `close` or in a forked child."""

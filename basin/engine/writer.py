@@ -25,7 +25,7 @@ from basin.engine.keyring import Keyring
 from basin.errors import StorageError, StorageUnavailable
 from basin.format.crypto import TAG_SIZE, StratumKeys
 from basin.format.grain import CHECKSUM, associated_data, encode_body
-from basin.format.index import ENTRY, Entries, IndexBuilder, IndexDirectory, sort_entries
+from basin.format.index import ENTRY, Entries, IndexBuilder, IndexDirectory, directory_size, pages_size, sort_entries
 from basin.format.layout import (
     CODEC_STORED,
     FORMAT_VERSION,
@@ -34,6 +34,7 @@ from basin.format.layout import (
     PROFILE_ENCRYPTED,
     PROFILE_OPEN,
     STRATUM_FOLDERS,
+    STRATUM_FOOTER_SIZE,
     STRATUM_GRAINS_MAX,
     Kind,
     StratumKind,
@@ -46,6 +47,8 @@ from basin.terms import Location, StratumId
 _BUFFER_SIZE: Final = MIB
 """Bytes gathered before a write: large enough that a system call costs nothing a grain, small enough to stay cached."""
 _JOINED_SIZE_MAX: Final = 64 << 10
+_SPARE_FROM: Final = 16 * MIB
+"""From this size on a stratum ends a part of 1 MiB early: one of 64 MiB is then one request to a bucket, not seven."""
 _OFFSET_BITS: Final = 32
 _LENGTH_MASK: Final = (1 << _OFFSET_BITS) - 1
 _PREFIX: Final = struct.Struct("<H16s")
@@ -124,7 +127,13 @@ class StratumWriter:
     @property
     def is_full(self) -> bool:
         """Whether the stratum should be finished."""
-        return self.offset >= self.size_target or self.grain_count >= STRATUM_GRAINS_MAX
+        return self.room <= 0 or self.grain_count >= STRATUM_GRAINS_MAX
+
+    @property
+    def room(self) -> int:
+        """Bytes of grains until it is full: the index that will follow them is part of its size, and so is a part."""
+        index_size = pages_size(self.grain_count) + directory_size(self.grain_count) + STRATUM_FOOTER_SIZE
+        return self.size_target - self.offset - index_size - (MIB if self.size_target >= _SPARE_FROM else 0)
 
     def append(self, kind: int, key: bytes, codec: int, flags: int, data: bytes) -> Location:
         """Seal and append one grain; `data` is its compressed payload. Cost: one AES-GCM, one XXH32."""

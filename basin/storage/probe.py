@@ -61,13 +61,17 @@ def _judge(objects: ObjectStore, name: str, bodies: Sequence[bytes], outcomes: S
     if all(isinstance(outcome, StorageUnavailable) for outcome in outcomes):
         raise outcomes[0] or StorageUnavailable("the store did not answer", object=name, operation="probe")
     winners = [body for body, outcome in zip(bodies, outcomes, strict=True) if outcome is None]
+    # A reply that was lost makes a winner look like a loser; two that were told that they won are a lie in any case,
+    # and what they wrote over each other may not even be readable.
+    several = f"{len(winners)} of {RACERS} writers created one name at the same time"
+    if len(winners) > 1:
+        raise _refusal(objects, name, several)
     try:
         stored = objects.get(ByteRange(name))
     except ObjectMissing as error:
         raise _refusal(objects, name, "it said that a name was taken under which nothing is stored") from error
-    # A reply that was lost makes a winner look like a loser; two that were told that they won are a lie in any case.
-    if len(winners) > 1 or (winners and stored != winners[0]) or stored not in bodies:
-        raise _refusal(objects, name, f"{len(winners)} of {RACERS} writers created one name at the same time")
+    if (winners and stored != winners[0]) or stored not in bodies:
+        raise _refusal(objects, name, several)
     late = _attempt(objects, name, b"late")
     if late is None or objects.get(ByteRange(name)) != stored:
         raise _refusal(objects, name, "it overwrote a name that was to be created only if it was free")
