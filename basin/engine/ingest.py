@@ -10,8 +10,10 @@ coordinator checks every stratum's footer and size before it counts it.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ from basin.engine.secret import SOURCE_MEMORY, Secret
 from basin.engine.state import FINISHED
 from basin.engine.writer import stratum_name
 from basin.errors import CorruptionError, InvalidArgument
-from basin.format.layout import ENTRY_INLINE, ENTRY_REFERENCE, StratumKind
+from basin.format.layout import ENTRY_INLINE, ENTRY_REFERENCE, MIB, StratumKind
 from basin.format.record import StratumAdded
 from basin.terms import ContentKey, Position, StratumId
 
@@ -38,7 +40,13 @@ Item: TypeAlias = "bytes | Path | tuple[bytes | str, bytes | Path]"
 SOURCE_NONE: Final = "none"
 """Where a worker finds the secret of an open basin."""
 BATCH_COUNT: Final = 256
-"""Items that one task carries: few enough that the last tasks end together, enough to outweigh their pickling."""
+"""Items that one task carries at most: few enough that the last tasks end together, enough to outweigh pickling."""
+BATCH_SIZE: Final = 32 * MIB
+"""Bytes after which a task is full: half a stratum, which every task ends with one of its own."""
+_TASKS_AHEAD: Final = 2
+"""Tasks a worker that wait for it: what is not submitted yet is not held in memory."""
+_WORKERS_ASSUMED: Final = 16
+"""Of an executor that does not say how many it has."""
 _ROOTS: Final = prefix_of(ROOTS_KEYSPACE)
 
 
@@ -109,9 +117,25 @@ def write_items(core: Core, session: Position, items: Iterable[Item], full_name:
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH_COUNT)):
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += _size_of(item[1] if isinstance(item, tuple) else item)
+        if len(batch) >= BATCH_COUNT or size >= BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
+
+
+def _size_of(value: Any) -> int:
+    """Bytes of a value; 0 of a file that only the worker can see."""
+    if isinstance(value, os.PathLike):
+        with contextlib.suppress(OSError):
+            return os.stat(value).st_size  # noqa: PTH116  # a file of the user's
+        return 0
+    return len(value) if isinstance(value, (bytes, bytearray, memoryview)) else 0
 
 
 def _value_of(value: Any) -> bytes | Path:
@@ -212,14 +236,18 @@ def run_ingest(
 ) -> list[Report]:
     """Spread items over an executor; a task whose worker was lost is done `again`, once, here."""
     reports: list[Report] = []
-    futures = [(batch, _submitted(executor, work, ticket, batch)) for batch in _batches(items)]
-    for batch, future in futures:
+    ahead = _TASKS_AHEAD * getattr(executor, "_max_workers", _WORKERS_ASSUMED)
+    batches = _batches(items)
+    futures = deque((batch, _submitted(executor, work, ticket, batch)) for batch in islice(batches, ahead))
+    while futures:
+        batch, future = futures.popleft()
         try:
             report = future.result()
         except (InvalidArgument, CorruptionError):
             raise
         except Exception:  # noqa: BLE001  # whatever an executor raises when it loses a worker
             report = again(ticket, batch)
+        futures.extend((batch, _submitted(executor, work, ticket, batch)) for batch in islice(batches, 1))
         reports.append(report)
         if progress is not None:
             progress(report.bytes_in)
