@@ -232,7 +232,7 @@ def open_storage(
         data = _create(storage, url, secret, profile, make_options(given, remote=remote))
     elif mode == "x":
         raise AlreadyExists(f"there is a basin in {url} already", object=url, operation="create")
-    descriptor = decode_descriptor(data)
+    descriptor, data = _descriptor_in(storage, data)
     if profile is not None and profile != descriptor.profile:
         raise InvalidArgument(f"{url} was created as {descriptor.profile!r}, not {profile!r}", profile=profile)
     writable = mode != "r"
@@ -280,6 +280,17 @@ def _read_descriptor(storage: Storage) -> tuple[bytes | None, Hint | None]:
     if isinstance(data, BasinError):
         raise data
     return data, hint_of(hint)
+
+
+def _descriptor_in(storage: Storage, data: bytes) -> tuple[Descriptor, bytes]:
+    """The descriptor, and its bytes; from a bucket read again if the first reading was damaged on its way."""
+    try:
+        return decode_descriptor(data), data
+    except CorruptionError:
+        if storage.objects is None:
+            raise
+    again = storage.read_file(DESCRIPTOR_NAME, _DESCRIPTOR_SIZE_MAX)
+    return decode_descriptor(again), again
 
 
 def _hinted_keys(storage: Storage, descriptor: bytes, secret: Secret | None, hint: Hint | None) -> Keyring | None:

@@ -163,8 +163,7 @@ def _delete_kept_files(core: Core) -> None:
     due = [identity for identity, (_, time_ms) in core.state.retired.items() if time_ms <= oldest_ms]
     if len(due) < KEPT_DELETED_MIN:
         return
-    for identity in due:
-        core.own_strata.delete(core.state.retired[identity].kind, identity)
+    core.own_strata.delete_kept({identity: core.state.retired[identity].kind for identity in due})
     core.append(lambda now: Record(files_deleted=[identity for identity in due if identity in now.retired]))
 
 

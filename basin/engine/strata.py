@@ -172,6 +172,12 @@ class OwnStrata:
         self._readers.forget(identity)
         self._storage.delete(stratum_name(kind, identity))
 
+    def delete_kept(self, kinds: Mapping[StratumId, int]) -> None:
+        """Delete files of strata that were removed a while ago, all at once."""
+        for identity in kinds:
+            self._readers.forget(identity)
+        self._storage.delete_many([stratum_name(kind, identity) for identity, kind in kinds.items()])
+
     def abandon(self, logged: Collection[StratumId]) -> None:
         """Append to no active stratum again: something failed, or the handle ends. Those in `logged` keep the file."""
         for writer in [*self._writers.values(), *self._sending]:

@@ -49,6 +49,7 @@ _DEBUG_URI: Final = re.compile(r"\buri: Some\(\s*[a-z]+://(?P<host>[^\s/,]+)(?P<
 _XML_CODE: Final = re.compile(r"<Code>([^<]*)</Code>")
 _XML_TIER: Final = re.compile(r"<StorageClass>([^<]*)</StorageClass>")
 _CREDENTIAL_HOSTS: Final = re.compile(r"169\.254\.[0-9.]+|\[?fd00:ec2::[0-9a-f]+\]?|sts\..*")
+_CREDENTIAL_PATHS: Final = re.compile(r"/latest/(api/token|meta-data/iam/security-credentials.*)")
 
 
 class _Refusal(NamedTuple):
@@ -237,18 +238,24 @@ def _debug_answer(text: str) -> dict[str, Any] | None:
     if found is None:
         refused_one = _DEBUG_DELETION.search(text)
         return {"Error": {"Code": refused_one["code"]}} if refused_one else None
-    asked = _DEBUG_URI.search(text)
-    if asked is not None and _CREDENTIAL_HOSTS.fullmatch(asked["host"]):
+    if _is_about_credentials(text):
         return None  # Not the bucket answered, but what should have given credentials.
     code, tier = _XML_CODE.search(found["body"]), _XML_TIER.search(found["body"])
     error = {"Code": code[1] if code else "", "StorageClass": tier[1] if tier else ""}
     return {"Error": error, "ResponseMetadata": {"HTTPStatusCode": int(found["status"])}}
 
 
+def _is_about_credentials(text: str) -> bool:
+    """Whether a text of obstore is about a request that should have given credentials, and not about the bucket."""
+    asked = _DEBUG_URI.search(text)
+    if asked is None:
+        return False
+    return bool(_CREDENTIAL_HOSTS.fullmatch(asked["host"]) or _CREDENTIAL_PATHS.fullmatch(asked["path"]))
+
+
 def _from_debug(text: str) -> tuple[_Refusal, str] | None:
     """What a text of obstore means that holds no answer of the service, and the reason if the refusal has none."""
-    asked = _DEBUG_URI.search(text)
-    if asked is not None and _CREDENTIAL_HOSTS.fullmatch(asked["host"]):
+    if _is_about_credentials(text):
         return _NO_CREDENTIALS, "NoCredentialsError"
     for mark, refusal, reason in _DEBUG_MARKS:
         if mark in text:

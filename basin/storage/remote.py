@@ -187,6 +187,10 @@ class RemoteStorage(Storage):
         self._require_open(checked_name(name))
         self.objects.delete([name])
 
+    def delete_many(self, names: Sequence[str]) -> None:
+        self._require_open(checked_name(names[0]) if names else "")
+        self.objects.delete([checked_name(name) for name in names])
+
     def sync_folder(self, folder: str) -> None:
         """There is nothing to do: an object has no entry apart from itself."""
         self._require_open(checked_folder(folder))
