@@ -101,6 +101,13 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session(name="bench-bucket")
+def bench_bucket(session: nox.Session) -> None:
+    """A basin in a bucket and its peers, on one server in one run. With `-- --docs` writes docs/benchmarks-bucket.md."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks.bucket", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Links, code blocks, commands and byte tables of the documentation."""

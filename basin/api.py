@@ -57,12 +57,12 @@ from basin.format.record import Record, Slot
 from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, encode_descriptor
 from basin.layers.blobs import Blobs
 from basin.storage.disk_cache import DiskCache
-from basin.storage.fsspec_objects import open_fsspec
 from basin.storage.local import LocalStorage
 from basin.storage.memory_objects import memory_objects
 from basin.storage.objects import ByteRange, ObjectStore
 from basin.storage.protocol import Storage
 from basin.storage.remote import RemoteStorage
+from basin.storage.s3_choice import open_s3
 from basin.terms import ContentKey, Head, Position
 
 Mode = Literal["r", "w", "c", "x", "n"]
@@ -347,7 +347,7 @@ def _remote_storage(url: str, scheme: str, storage_options: dict[str, Any] | Non
     if scheme == "memory":
         store: ObjectStore = memory_objects(url)
     else:
-        store = open_fsspec(url, storage_options, policy)
+        store = open_s3(url, storage_options, policy)
         if options.disk_cache_size:
             folder = Path(options.cache_folder) if options.cache_folder else Path("~/.cache/basin").expanduser()
             cache = DiskCache(folder, options.disk_cache_size)

@@ -174,7 +174,7 @@ class S3Client(ObjectClient):
         """s3fs silently drops an argument that its botocore does not know: this PUT would then overwrite."""
         if not self._filesystem._filter_kwargs(self._filesystem._s3.put_object, {"IfNoneMatch": "*"}):
             raise MissingDependency(
-                "the installed botocore knows no conditional PUT: pip install -U 'basin-store[s3]'", package="s3fs"
+                "the installed botocore knows no conditional PUT: pip install -U s3fs botocore", package="s3fs"
             )
 
     async def put_large(self, path: str, descriptor: int, size: int) -> None:

@@ -103,7 +103,7 @@ def _filesystem_class(protocol: str) -> Any:
         raise InvalidArgument(f"no file system is known for {protocol!r} URLs", argument="url") from error
     except ImportError as error:
         package = "s3fs" if protocol in ("s3", "s3a") else f"fsspec[{protocol}]"
-        hint = "pip install 'basin-store[s3]'" if package == "s3fs" else f"pip install {package!r}"
+        hint = "pip install 'basin-store[s3]' s3fs" if package == "s3fs" else f"pip install {package!r}"
         raise MissingDependency(f"{protocol}: URLs need another package: {hint}", package=package) from error
 
 

@@ -1,21 +1,13 @@
-"""`ObstoreObjects` on real servers: the requests that each call sends, large files, failures, forks and interrupts.
-
-What no real server answers comes from `answering`, which has one reply for every request.
-"""
+"""`ObstoreObjects` on real servers: the requests that each call sends, large files, failures, forks and interrupts."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
 import signal
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +18,6 @@ from basin.errors import (
     BasinClosed,
     GrainNotReady,
     ObjectMissing,
-    ReadOnly,
     StorageError,
     StorageUnavailable,
 )
@@ -193,64 +184,6 @@ def test_what_no_store_can_have_written_is_not_listed(store: ObstoreObjects, ser
     assert listing.folders == ["folder"]
 
 
-@contextlib.contextmanager
-def answering(*replies: bytes) -> Iterator[tuple[ObstoreObjects, list[str]]]:
-    """A store whose service gives these replies, the last one for ever; and the methods of what it was asked."""
-    waiting, asked = [*replies], list[str]()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append(self.command)
-            self.wfile.write(waiting.pop(0) if len(waiting) > 1 else waiting[0])
-            self.close_connection = True
-
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer  # noqa: N815  the names that the library calls
-
-        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  the library's name
-            return None
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as service:
-        thread = threading.Thread(target=service.serve_forever, args=(0.05,))
-        thread.start()
-        where = {"endpoint_url": f"http://127.0.0.1:{service.server_port}", "region_name": "us-east-1"}
-        store = open_obstore("s3://bucket/p", {"key": "k", "secret": "s", "client_kwargs": where}, POLICY)
-        try:
-            yield store, asked
-        finally:
-            store.close()
-            service.shutdown()
-            thread.join()
-
-
-def reply(status: int, body: str = "", *headers: str) -> bytes:
-    """A reply as it goes over the wire."""
-    lines = [f"HTTP/1.1 {status} As-Asked", f"Content-Length: {len(body)}", 'ETag: "x"', "Connection: close"]
-    lines += ["Last-Modified: Wed, 01 Jan 2025 00:00:00 GMT", *headers]
-    return "\r\n".join([*lines, "", body]).encode()
-
-
-def test_a_server_that_knows_no_ranges_sends_the_whole_object() -> None:
-    with answering(reply(200, "0123456789")) as (store, asked):
-        assert store.get(ByteRange("a", 3, 6)) == b"345"
-        assert store.get(ByteRange("a", 8)) == b"89"
-        assert store.get(ByteRange("a", 12, 20)) == b""
-        assert asked == ["GET"] * 4  # Only the first range is asked for in vain.
-
-
-def test_a_server_that_sends_another_range_is_an_error() -> None:
-    with answering(reply(206, "012", "Content-Range: bytes 0-2/10")) as (store, _):
-        with pytest.raises(StorageError, match="another range"):
-            store.get(ByteRange("a", 3, 6))
-
-
-def test_a_body_shorter_than_its_range_is_no_success() -> None:
-    with answering(reply(206, "34", "Content-Range: bytes 3-5/10")) as (store, _):
-        with pytest.raises(StorageUnavailable) as caught:
-            store.get(ByteRange("a", 3, 6))
-        assert caught.value.reason == "connection"
-
-
 # Large files
 
 
@@ -261,12 +194,12 @@ def test_a_file_of_the_limit_is_one_put(store: ObstoreObjects, proxy: FaultProxy
 
 
 def test_at_most_four_parts_are_under_way(store: ObstoreObjects, proxy: FaultProxy, tmp_path: Path) -> None:
-    proxy.add(Rule("delay", match="partNumber", delay_s=1.5, count=None))
+    proxy.add(Rule("delay", match="partNumber", delay_s=3, count=None))
     path = large_file(tmp_path, 90 << 20)
     thread = threading.Thread(target=store.put_file, args=("b", path))
     thread.start()
-    deadline_s = time.monotonic() + 1.4
-    while time.monotonic() < deadline_s and len(sent(proxy)) < 5:
+    deadline_s = time.monotonic() + 2.9
+    while time.monotonic() < deadline_s and len(sent(proxy)) < 6:
         time.sleep(0.02)
     assert sent(proxy) == ["POST", *["PUT"] * 4]  # They came at once, and a fifth waits for one of them.
     thread.join()
@@ -283,11 +216,11 @@ def test_an_upload_that_fails_is_aborted(
     with pytest.raises(StorageUnavailable) as caught:
         store.put_file("b", large_file(tmp_path))
     assert caught.value.reason == "server"
-    assert sent(proxy)[-1] == "DELETE"
+    settle(proxy)  # Parts that were under way may come after the end of the upload.
+    assert "DELETE" in sent(proxy)
     assert server.client().uploads(bucket) == []
     with pytest.raises(ObjectMissing):
         store.size("b")
-    settle(proxy)
 
 
 def settle(proxy: FaultProxy) -> None:
@@ -306,9 +239,18 @@ def test_a_file_that_shrinks_is_noticed_and_its_upload_aborted(
     with pytest.raises(StorageError, match="shorter"):
         store.put_file("b", path)
     timer.join()
-    assert sent(proxy)[-1] == "DELETE"
     settle(proxy)
+    assert "DELETE" in sent(proxy)
     assert server.client().uploads(bucket) == []
+
+
+def test_a_file_that_is_closed_is_read_no_more(tmp_path: Path) -> None:
+    with large_file(tmp_path).open("rb") as file:
+        parts = obstore_objects._Parts(file.fileno(), PUT_SIZE_MAX + 1)
+        assert len(next(parts)) == parts.part_size
+        parts.end()
+        with pytest.raises(StorageError, match="interrupted"):
+            next(parts)
 
 
 def test_a_local_file_that_is_missing_is_named(store: ObstoreObjects, proxy: FaultProxy, tmp_path: Path) -> None:
@@ -396,41 +338,6 @@ def test_silence_ends(server: S3Server, proxy: FaultProxy, bucket: str, policy: 
     store.close()
 
 
-def test_sending_on_a_slow_line_is_no_silence() -> None:
-    with slow_service(rate=2 << 20) as endpoint:
-        where = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-        options = {"key": "k", "secret": "s", "client_kwargs": where}
-        store = open_obstore("s3://bucket/p", options, RequestPolicy(read_timeout_s=0.5))
-        started_s = time.monotonic()
-        store.put("a", bytes(4 << 20))
-        assert time.monotonic() - started_s > 1
-        store.close()
-
-
-@contextlib.contextmanager
-def slow_service(*, rate: int) -> Iterator[str]:
-    """The endpoint of a service that takes one request, `rate` bytes of it in a second."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rb") as stream:
-                head = b"".join(iter(stream.readline, b"\r\n"))
-                left = int(re.findall(rb"(?i)content-length: ([0-9]+)", head)[0])
-                while left:
-                    left -= len(stream.read(min(left, rate // 50)))
-                    time.sleep(1 / 50)
-                connection.sendall(reply(200))
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
-
-
 def test_an_error_in_a_reply_of_200_is_an_error(store: ObstoreObjects, proxy: FaultProxy, tmp_path: Path) -> None:
     proxy.add(Rule("status", match="uploadId=[^&]*$", method="POST", status=200, code="SlowDown"))
     with pytest.raises(StorageUnavailable) as caught:
@@ -447,41 +354,6 @@ def test_a_service_without_batches_deletes_one_by_one(store: ObstoreObjects, pro
     store.delete(["d", "e"])
     assert sorted(sent(proxy)) == ["DELETE"] * 4 + ["POST"]
     assert [one.name for one in store.list("").objects] == ["a"]
-
-
-def deletion(code: str) -> bytes:
-    return reply(
-        200, f"<DeleteResult><Error><Key>p/b</Key><Code>{code}</Code><Message>no</Message></Error></DeleteResult>"
-    )
-
-
-def test_a_deletion_that_is_refused_inside_a_batch_is_an_error() -> None:
-    with answering(deletion("AccessDenied")) as (store, asked):
-        with pytest.raises(ReadOnly) as caught:
-            store.delete(["a", "b"])
-        assert caught.value.fields["object"] == "b"
-        assert caught.value.reason == "AccessDenied"
-        assert asked == ["POST"]
-
-
-def test_a_service_may_say_that_what_is_deleted_was_missing() -> None:
-    missing = reply(404, "<Error><Code>NoSuchKey</Code></Error>")
-    with answering(deletion("NoSuchKey"), reply(204), missing) as (store, asked):
-        store.delete(["a", "b"])
-        assert asked == ["POST", "DELETE", "DELETE"]
-
-
-def test_a_deletion_that_is_refused_behind_a_missing_object_is_an_error() -> None:
-    denied = reply(403, "<Error><Code>AccessDenied</Code></Error>")
-    with answering(deletion("NoSuchKey"), denied) as (store, _), pytest.raises(ReadOnly):
-        store.delete(["a", "b"])
-
-
-def test_another_region_is_told() -> None:
-    with answering(reply(301, "<Error><Code>PermanentRedirect</Code></Error>")) as (store, _):
-        for call in CALLS.values():
-            with pytest.raises(StorageError, match="another region or behind another endpoint"):
-                call(store)
 
 
 @pytest.mark.parametrize(
@@ -507,14 +379,6 @@ def test_a_refusal_is_told(
     assert caught.value.status == status
     assert caught.value.fields["object"] == "a"
     assert caught.value.fields["operation"] == "get"
-
-
-def test_cold_storage_names_its_tier() -> None:
-    body = "<Error><Code>InvalidObjectState</Code><StorageClass>GLACIER</StorageClass></Error>"
-    with answering(reply(403, body)) as (store, _):
-        with pytest.raises(GrainNotReady) as caught:
-            store.get(ByteRange("a"))
-        assert caught.value.tier == "GLACIER"
 
 
 def test_a_missing_bucket_is_named(ministack: S3Server) -> None:
@@ -589,7 +453,7 @@ def test_a_forked_child_ends_like_any_other(store: ObstoreObjects) -> None:
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(20)
-        vars(sys.modules["basin.storage.obstore_objects"]).clear()  # What an interpreter does that ends.
+        vars(obstore_objects).clear()  # What an interpreter does that ends.
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert store.get(ByteRange("a")) == b"0123456789"
@@ -623,7 +487,7 @@ def test_an_interrupted_upload_is_aborted(
     assert time.monotonic() - started_s < 1
     timer.join()
     deadline_s = time.monotonic() + 10
-    while sent(proxy)[-1] != "DELETE" and time.monotonic() < deadline_s:
+    while "DELETE" not in sent(proxy) and time.monotonic() < deadline_s:
         time.sleep(0.02)
     settle(proxy)
     assert server.client().uploads(bucket) == []
