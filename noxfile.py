@@ -103,7 +103,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-bucket")
 def bench_bucket(session: nox.Session) -> None:
-    """A basin in a bucket and its peers, on one server in one run. With `-- --docs` writes docs/benchmarks-bucket.md."""
+    """A basin in a bucket and its peers, on one server in one run. `-- --docs` writes docs/benchmarks-bucket.md."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.bucket", *session.posargs)
 
