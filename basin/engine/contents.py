@@ -18,6 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -58,8 +59,10 @@ _TASK_SIZE: Final = 128 << 10
 _READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
-_REMOTE_STRETCH: Final = 32 << 20
-"""Bytes of a bucket that are in memory at a time while many contents are fetched."""
+_REMOTE_STRETCH: Final = 16 << 20
+"""Bytes that are fetched together from a bucket; twice as many are in memory while many contents are fetched."""
+_Wanted: TypeAlias = tuple[bytes, bytes, Location | None]
+"""Content key, grain key, and where the grain lies."""
 _contexts = threading.local()
 
 
@@ -465,13 +468,26 @@ class Contents:
             contents.append(self._get_whole(key) if content is None else content)
         return contents
 
-    def _fetch_together(self, wanted: Sequence[tuple[bytes, bytes, Location | None]]) -> list[bytes]:
-        """`_fetch_all` from a bucket: all requests of a stretch at once, neighbours in one."""
+    @property
+    def are_remote(self) -> bool:
+        """Whether reading costs a request."""
+        return self._readers.are_remote
+
+    def _fetch_together(self, wanted: Sequence[_Wanted]) -> list[bytes]:
+        """`_fetch_all` from a bucket: all requests of a stretch at once, neighbours in one.
+
+        While one stretch is decrypted the next is on its way.
+        """
         contents: list[bytes] = []
+        if not wanted:
+            return contents
         sizes = [0 if place is None else place.length for _, _, place in wanted]
-        for part in _stretches(wanted, sizes, _REMOTE_STRETCH):
-            places = [place for _, _, place in part if place is not None and self._is_stored(place)]
-            grains = dict(zip(places, self._readers.read_grains(places, self._locator.kind_of), strict=True))
+        parts = _stretches(wanted, sizes, _REMOTE_STRETCH)
+        ahead: Callable[[], dict[Location, bytes | BasinError]] = partial(self._grains_of, parts[0])
+        for number, part in enumerate(parts):
+            grains = ahead()
+            if number + 1 < len(parts):
+                ahead = self._grains_ahead(parts[number + 1])
             for key, grain_key, place in part:
                 grain = None if place is None else grains.get(place)
                 content = None
@@ -479,6 +495,23 @@ class Contents:
                     content = self._open_plain(grain, place, grain_key, key)
                 contents.append(self._get_whole(key) if content is None else content)
         return contents
+
+    def _grains_of(self, part: Sequence[_Wanted]) -> dict[Location, bytes | BasinError]:
+        """The grains of a stretch as they are stored, but for those that this handle is just writing."""
+        places = [place for _, _, place in part if place is not None and self._is_stored(place)]
+        return dict(zip(places, self._readers.read_grains(places, self._locator.kind_of), strict=True))
+
+    def _grains_ahead(self, part: Sequence[_Wanted]) -> Callable[[], dict[Location, bytes | BasinError]]:
+        """Begin to fetch the grains of a stretch; what is returned waits for them. On the pool's own threads it does
+        not begin before: they could all wait for each other.
+        """
+        if threading.current_thread().name.startswith(_POOL_NAME):
+            return partial(self._grains_of, part)
+        return self._executor().submit(self._grains_of, part).result
+
+    def get_ahead(self, keys: Sequence[bytes]) -> Callable[[], list[bytes]]:
+        """`get_many` on another thread; what is returned waits for it."""
+        return self._executor().submit(self.get_many, keys).result
 
     def _is_stored(self, place: Location) -> bool:
         """Whether the place is in a stratum that this handle is not just writing."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 
@@ -206,6 +206,12 @@ _AHEAD_SIZE: Final = 8 << 20
 """Bytes fetched together for who reads in order: what a bucket delivers while the next request is on its way."""
 
 
+def _numbers(clast: Clast, first: int, stop: int) -> range:
+    """Part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most."""
+    stop = min(stop, clast.size, clast.starts[first] + _AHEAD_SIZE)
+    return range(first, max(first + 1, bisect_left(clast.starts, stop)))
+
+
 class _BlobFile(io.RawIOBase):
     """A content as a raw, seekable file; keeps the parts that it fetched last."""
 
@@ -215,6 +221,7 @@ class _BlobFile(io.RawIOBase):
         self._clast: Clast | None = contents.clast(key)
         self._last = -1
         self._parts: dict[int, bytes] = {}
+        self._ahead: tuple[range, Callable[[], list[bytes]]] | None = None
         self._offset = 0
         if self._clast is None:
             self._parts = {0: contents.get(key)}
@@ -245,17 +252,27 @@ class _BlobFile(io.RawIOBase):
         starts = self._clast.starts
         number = bisect_right(starts, offset) - 1
         if number not in self._parts:
-            wanted = _AHEAD_SIZE if number == self._last + 1 else size
-            self._fetch(self._clast, number, offset + wanted)
+            in_order = number == self._last + 1
+            self._fetch(self._clast, number, offset + (_AHEAD_SIZE if in_order else size), in_order=in_order)
         self._last = number
         inside = offset - starts[number]
         return self._parts[number][inside : inside + size]
 
-    def _fetch(self, clast: Clast, first: int, stop: int) -> None:
-        """Read part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most, together."""
-        stop = min(stop, clast.size, clast.starts[first] + _AHEAD_SIZE)
-        numbers = range(first, max(first + 1, bisect_left(clast.starts, stop)))
-        self._parts = dict(zip(numbers, self._contents.get_many([clast.parts[at] for at in numbers]), strict=True))
+    def _fetch(self, clast: Clast, first: int, stop: int, *, in_order: bool) -> None:
+        """Read part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most, together.
+
+        From a bucket, who reads in order finds the next ones on their way.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0].start == first:
+            numbers, contents = ahead[0], ahead[1]()
+        else:
+            numbers = _numbers(clast, first, stop)
+            contents = self._contents.get_many([clast.parts[at] for at in numbers])
+        self._parts = dict(zip(numbers, contents, strict=True))
+        if in_order and self._contents.are_remote and numbers.stop < len(clast.parts):
+            following = _numbers(clast, numbers.stop, clast.size)
+            self._ahead = following, self._contents.get_ahead([clast.parts[at] for at in following])
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")

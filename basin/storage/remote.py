@@ -48,7 +48,8 @@ from basin.storage.spool import Spool, SpoolFile
 
 _GAP_MAX: Final = 64 << 10
 """Bytes read in vain between two ranges rather than asking twice."""
-_MERGED_SIZE_MAX: Final = 8 << 20
+_MERGED_SIZE_MAX: Final = 9 << 20
+"""Eight parts of 1 MiB and their headers are one request."""
 _READS_MAX: Final = 3
 
 _Names: TypeAlias = list[str]  # In the class below, `list` is a method.
