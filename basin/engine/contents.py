@@ -112,18 +112,26 @@ class Contents:
     ) -> None:
         """`counted` is the size to count, where `content` is only a description of it."""
         size = len(content) if counted is None else counted
-        grain_key = self._map.grain_key(key)
-        place = self._duplicate(grain_key, key, links)
-        if place is not None:
-            self._rely(relied, key, place)
-            self.found_count += 1
-            self.found_size += size
+        if self._is_there(key, relied, links, size):
             return
         codec, data = compress(join_links(links, content) if links else content, self._compressor())
         flags = FLAG_LINKS if links else 0
         with self.mutex:
             writer = self._writer_for(StratumKind.META if links else StratumKind.DATA)
-            location = writer.append(kind, grain_key, codec, flags, data)
+            location = writer.append(kind, self._map.grain_key(key), codec, flags, data)
+        self._count_new(size, location)
+
+    def _is_there(self, key: bytes, relied: Relied, links: Sequence[bytes], size: int) -> bool:
+        """Whether a put is superfluous; then what it found is relied on, and counted."""
+        place = self._duplicate(self._map.grain_key(key), key, links)
+        if place is None:
+            return False
+        self._rely(relied, key, place)
+        self.found_count += 1
+        self.found_size += size
+        return True
+
+    def _count_new(self, size: int, location: Location) -> None:
         self.new_count += 1
         self.new_size += size
         self.stored_size += location.length
@@ -299,7 +307,8 @@ class Contents:
     def put_stream(self, source: Source, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
         """Store all that `source` gives, in bounded memory: one grain up to `part_max`, a clast of parts above.
 
-        Parts are compressed on the pool while the next ones are read; at most two a worker are in memory.
+        Parts are hashed and compressed on the pool while the next ones are read, at most two a worker, and appended in
+        their order, so that whoever reads them in order reads on.
         """
         head = read_fully(source, self._options.part_max + 1)
         if len(head) <= self._options.part_max:
@@ -307,21 +316,35 @@ class Contents:
         whole = blake3(max_threads=self._options.worker_count)
         parts: list[bytes] = []
         lengths: list[int] = []
-        waiting: deque[Future[bytes]] = deque()
+        waiting: deque[tuple[int, Future[tuple[bytes, int, bytes]]]] = deque()
         executor = self._executor()
         for part in parts_of(head, source, self._options.part_size):
             whole.update(part)
             lengths.append(len(part))
-            waiting.append(executor.submit(self._put_part, part, relied))
+            waiting.append((len(part), executor.submit(self._pack_part, part)))
             if len(waiting) > 2 * self._options.worker_count:
-                parts.append(waiting.popleft().result())
-        parts += [future.result() for future in waiting]
+                parts.append(self._put_packed(*waiting.popleft(), relied))
+        parts += [self._put_packed(*packed, relied) for packed in waiting]
         key = whole.digest()
         self._put_keyed(Kind.CLAST, key, encode_clast(lengths, len(links)), relied, [*links, *parts], 0)
         return key
 
-    def _put_part(self, part: bytes, relied: Relied) -> bytes:
-        return self._put_grain(Kind.PART, part, relied, ())
+    def _pack_part(self, part: bytes) -> tuple[bytes, int, bytes]:
+        """Content key, codec and compressed payload of a part; not compressed if it is there already."""
+        key = blake3(part).digest()
+        if self._locator.find(self._map.grain_key(key)) is not None:
+            return key, CODEC_STORED, part
+        return key, *compress(part, self._compressor())
+
+    def _put_packed(self, size: int, packed: Future[tuple[bytes, int, bytes]], relied: Relied) -> bytes:
+        """Append a part, unless it is there; returns its content key."""
+        key, codec, data = packed.result()
+        if not self._is_there(key, relied, (), size):
+            with self.mutex:
+                writer = self._writer_for(StratumKind.DATA)
+                location = writer.append(Kind.PART, self._map.grain_key(key), codec, 0, data)
+            self._count_new(size, location)
+        return key
 
     # --- getting ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Large blobs of a bucket: streamed in order with the next bytes on their way, read by ranges, sent in bounded memory."""
+"""Large blobs of a bucket: streamed with the next bytes on their way, read by ranges, sent in bounded memory."""
 
 from __future__ import annotations
 
