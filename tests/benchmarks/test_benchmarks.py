@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import budgets, chart, machine, report
+from benchmarks import budgets, chart, ingest, machine, report
 from benchmarks.contestant import Contestant
 from benchmarks.entrant import BASIN, Entrant, all_entrants
 from benchmarks.jobs import Data, GetContents, Job, PutContents, WorkDiffers, all_jobs, size_text
@@ -261,3 +261,11 @@ def test_a_shared_store_is_built_once(tmp_path: Path) -> None:
     for job in jobs:
         job.prepare(raw_sqlite, tmp_path)
     assert len(list(tmp_path.glob("shared-*"))) == 1
+
+
+def test_the_ingest_benchmark_does_the_same_work_on_both_sides(tmp_path: Path) -> None:
+    files = ingest.make_files(tmp_path, 3, seed=1)
+    assert ingest.seconds(files, 1, 1, tmp_path) > 0
+    assert ingest.seconds(files, 2, 1, tmp_path) > 0
+    lines = ingest.table({1: [(2.0, 1.0), (1.5, 1.0), (1.6, 1.0)]}, 3 << 20)
+    assert lines[-1].endswith("| 1.60 (1.50..2.00) | 1.7 | no |")
