@@ -109,6 +109,8 @@ ADOPTED = Scenario(
     strata=(),
     lossy=(0, 2),
 )
+CARELESS = ADOPTED.without("adopt only what was never logged")
+"""The rule holds what the adopter does not take care of."""
 ACTIVE = Scenario(
     "a stratum grows while it is collected",
     ((("open", PARENT), ("drop", b"commit 0.0"), ("finish", 0, PARENT)),),
@@ -172,6 +174,10 @@ def test_in_no_world_is_an_invariant_broken() -> None:
     assert events.keys() >= EVENTS
 
 
+def test_a_careless_adopter_is_held_by_the_rule() -> None:
+    assert explore(CARELESS).worlds > 1000
+
+
 class Rule(NamedTuple):
     """A rule, the lines of a function of `state` that hold it, and the same lines without it."""
 
@@ -231,6 +237,13 @@ RULES = [
         {LOST},
         "_add_stratum",
         {"if known is not None:": "if False:"},
+    ),
+    Rule(
+        "1: a stratum that was removed is not added again",
+        CARELESS,
+        {DELETED},
+        "_add_stratum",
+        {"if added.id in gone:": "if False:"},
     ),
     Rule("2: a void record is skipped", VERBATIM, {STUCK}, "fold", {"except Conflict:": "except ZeroDivisionError:"}),
     Rule("2: a void record has its position", VERBATIM, {DIFFERENT}, "fold", {"position=position, ": ""}),
@@ -368,7 +381,6 @@ PROTOCOL = [
     ("condemn parents with children", LINKS, {LOST}),
     ("condemned parents stay", LATE_CHILD, {LOST}),
     ("revoke before sweeping", SWEPT, {DELETED}),
-    ("adopt only what was never logged", ADOPTED, {DELETED}),
     ("rely on own strata", OWN_AGAIN, {LOST}),
     ("reload", DROPPED, {READER}),
 ]
