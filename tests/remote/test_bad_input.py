@@ -201,7 +201,7 @@ def test_nobody_at_the_endpoint(s3_place: S3Place, mode: str) -> None:
 
 def test_an_endpoint_that_is_no_url(s3_place: S3Place) -> None:
     s3_place.endpoint = "no endpoint"
-    caught_from(s3_place.open, InvalidArgument, "check the form of the endpoint")
+    caught_from(s3_place.open, InvalidArgument, "write https://host")
 
 
 @pytest.mark.parametrize("name", ["file", "folder/file", "data/0123", "log/00000000000000000001"])
