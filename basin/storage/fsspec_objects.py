@@ -65,10 +65,13 @@ def open_fsspec(url: str, storage_options: Mapping[str, Any] | None, policy: Req
         client: ObjectClient = S3Client(filesystem, root, policy) if is_s3 else PlainClient(filesystem, policy)
         _wait_for(client.connect(), get_loop())
     except (KeyError, TypeError, ValueError) as error:
-        raise _unfit_options(error, given, shown) from None  # Its text may quote the options, and among them a secret.
-    except Exception as error:
-        raise object_error(error, "open", "", shown) from error
-    return FsspecObjects(client, root, shown)
+        refused: BasinError = _unfit_options(error, given, shown)
+    except Exception as error:  # noqa: BLE001  # whatever a file system raises
+        refused = object_error(error, "open", "", shown)
+    else:
+        return FsspecObjects(client, root, shown)
+    # Raised here, so that it keeps no hold on the library's error, which may quote the options: a secret among them.
+    raise refused
 
 
 def _for_people(protocol: str, rest: str) -> str:
@@ -237,7 +240,9 @@ class FsspecObjects(ObjectStore):
             typed = object_error(error, operation, name, self.url)
             if typed is error:
                 raise
-            raise typed from error
+        # Raised here, so that it keeps no hold on the library's error: that holds the request with its headers, and an
+        # error that is pickled on its way out of a worker may take along what it holds.
+        raise typed
 
     async def _get(self, wanted: ByteRange) -> bytes:
         name, start, stop = wanted

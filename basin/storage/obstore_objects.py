@@ -17,9 +17,11 @@ The one module that imports obstore, with the first store. Imports `basin.errors
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib.util
 import os
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -38,6 +40,8 @@ from basin.storage.translation import translated
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
+_END_S: Final = 5.0
+_LINGER_S: Final = 0.02
 _PART_SIZE: Final = 16 << 20
 _PARTS_MAX: Final = 10_000  # S3's limit for one upload.
 _PARTS_IN_FLIGHT: Final = 4  # 64 MiB of memory: as much as the largest single PUT takes.
@@ -87,8 +91,10 @@ def open_obstore(url: str, storage_options: Mapping[str, Any] | None, policy: Re
     except ImportError:
         text = "s3: URLs need another package: pip install 'basin-store[s3]'"
         raise MissingDependency(text, package="obstore") from None
-    except Exception as error:  # noqa: BLE001  it is raised; not `from` it, as its text may quote an option
-        raise object_error(error, "open", "", place.url) from None
+    except Exception as error:  # noqa: BLE001  # whatever the library raises
+        refused = object_error(error, "open", "", place.url)
+    # Raised here, so that it keeps no hold on the library's error, whose text may quote an option.
+    raise refused
 
 
 class _Clients:
@@ -171,6 +177,7 @@ class _Runtime:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._inherited = False
 
     def is_inherited(self) -> bool:
@@ -197,9 +204,19 @@ class _Runtime:
             with self._lock:
                 if self._loop is None:
                     loop = asyncio.new_event_loop()
-                    threading.Thread(target=loop.run_forever, name="basin obstore", daemon=True).start()
+                    self._thread = threading.Thread(target=loop.run_forever, name="basin obstore", daemon=True)
+                    self._thread.start()
                     self._loop = loop
+                    atexit.register(self._end)
         return self._loop
+
+    def _end(self) -> None:
+        """While the interpreter still stands: a thread of the library that wants its lock later ends the process."""
+        loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(_END_S)
+            time.sleep(_LINGER_S)  # The library lets go of what it held of Python's a moment after its answer is here.
 
 
 class _Parts(Iterator[bytes]):
@@ -335,8 +352,10 @@ class ObstoreObjects(ObjectStore):
             return await method(*arguments)
         except BasinError:
             raise
-        except Exception as error:  # noqa: BLE001  it is raised; not `from` it, as its text quotes the service's answer
-            raise object_error(error, operation, name, self.url) from None
+        except Exception as error:  # noqa: BLE001  # whatever the library raises
+            typed = object_error(error, operation, name, self.url)
+        # Raised here, so that it keeps no hold on the library's error, whose text quotes request and answer.
+        raise typed
 
     async def _get(self, wanted: ByteRange) -> Any:
         """What becomes the bytes of a range by one copy."""
@@ -424,27 +443,35 @@ class ObstoreObjects(ObjectStore):
         if len(names) == 1 or not self._batches_work:
             await self._delete_one_by_one(names)
             return
+        refused: BasinError | None = None
         try:
             await self._within(self._obstore.delete_async(self._clients.get(), names))
-        except Exception as error:  # noqa: BLE001  what is not harmless is raised
+        except Exception as error:  # noqa: BLE001  # what is not harmless is raised
             code = answered_code(error)
             if code in _NO_BATCHES:
                 self._batches_work = False
             elif code not in _ABSENT:
                 refused_one = self._clients.name_of(refused_path(error)) or names[0]
-                raise object_error(error, "delete", refused_one, self.url) from None
-            # Of an answer with several refusals the library tells one: after a harmless one, the others are looked for.
-            await self._delete_one_by_one(names)
+                refused = object_error(error, "delete", refused_one, self.url)
+        else:
+            return
+        if refused is not None:
+            raise refused
+        # Of an answer with several refusals the library tells one: after a harmless one, the others are looked for.
+        await self._delete_one_by_one(names)
 
     async def _delete_one_by_one(self, names: _Batch) -> None:
         client = self._clients.get(one_by_one=True)
 
         async def remove(name: str) -> None:
+            refused: BasinError | None = None
             try:
                 await self._within(self._obstore.delete_async(client, name))
-            except Exception as error:  # noqa: BLE001  what is not harmless is raised
+            except Exception as error:  # noqa: BLE001  # what is not harmless is raised
                 if answered_code(error) not in _ABSENT:
-                    raise object_error(error, "delete", name, self.url) from None
+                    refused = object_error(error, "delete", name, self.url)
+            if refused is not None:
+                raise refused
 
         await each(names, remove, min(len(names), self._policy.concurrency))
 

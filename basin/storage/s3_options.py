@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from basin.errors import InvalidArgument, StorageError
+from basin.errors import BasinError, InvalidArgument, StorageError
 from basin.storage.object_errors import object_error
 from basin.storage.requests import RequestPolicy
 
@@ -261,19 +261,23 @@ def _surroundings(profile: str | None, place: Place, *, is_complete: bool) -> _S
         if profile:
             raise Untranslatable("the storage option 'profile' needs botocore") from None
         return _Surroundings()
+    credentials = region = endpoint = None
+    refused: BasinError | None = None
     try:
         session = Session(profile=profile)
         if session.get_config_variable("ca_bundle"):
             raise Untranslatable("a bundle of certificates is configured")
         credentials = None if is_complete else session.get_credentials()
         scoped = session.get_scoped_config()
-        configured = ConfiguredEndpointProvider(session.full_config, scoped, "s3").provide()
+        endpoint = ConfiguredEndpointProvider(session.full_config, scoped, "s3").provide()
         region = session.get_config_variable("region")
     except Untranslatable:
         raise
-    except Exception as error:
-        raise object_error(error, "open", "", place.url) from error
+    except Exception as error:  # noqa: BLE001  # whatever the library raises
+        refused = object_error(error, "open", "", place.url)
+    if refused is not None:
+        raise refused  # Here, so that it keeps no hold on the library's error.
     if credentials is None and not is_complete:
         text = "no complete credentials were found: give storage options, or set up the profile or environment"
         raise StorageError(f"open {place.url}: {text}", object="", operation="open", reason="NoCredentialsError")
-    return _Surroundings(is_known=True, credentials=credentials, region=region, endpoint=configured)
+    return _Surroundings(is_known=True, credentials=credentials, region=region, endpoint=endpoint)

@@ -25,6 +25,8 @@ FAKE_KEY = "AKIDNEVERSHOWTHIS"
 
 def every_text(error: BasinError) -> str:
     """All that a program or a person may see of an error: also what lies behind it in a traceback."""
+    # Whoever pickles errors with all that they hold, as clusters do, would send the request and its headers along.
+    assert (error.__cause__, error.__context__) == (None, None)
     seen = [str(error), repr(error), repr(error.fields), repr(pickle.dumps(error))]
     return "\n".join([*seen, *traceback.format_exception(error)])
 

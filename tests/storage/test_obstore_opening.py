@@ -44,6 +44,8 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def every_text(error: BaseException) -> str:
     """All that a program or a person may see of an error: also what lies behind it in a traceback."""
+    # Whoever pickles errors with all that they hold, as clusters do, would send the request and its headers along.
+    assert (error.__cause__, error.__context__) == (None, None)
     seen = [str(error), repr(error), repr(getattr(error, "fields", "")), repr(pickle.dumps(error))]
     return "\n".join([*seen, *traceback.format_exception(error)])
 
