@@ -30,7 +30,7 @@ PACKAGES: Final = "radosgw,ceph-mon,ceph-osd,ceph-common"
 KEY: Final = "basinkey"
 SECRET: Final = "basinsecret123"
 START_S: Final = 60
-TESTS: Final = ("tests/storage/test_fsspec_conformance.py", "tests/remote")
+TESTS: Final = ("tests/storage/test_fsspec_conformance.py", "tests/storage/test_obstore_conformance.py", "tests/remote")
 
 # The second protocol of the messenger needs authentication; without a cluster address the object daemon would listen
 # everywhere.
