@@ -10,6 +10,8 @@ Invariants:
 - After a failed write or sync the handle is poisoned: nothing is acknowledged, no stratum is appended to again, pending
   changes are dropped and named in the error, reads go on at the last durable position.
 - A session begins with the handle's first record, and before its first file.
+- In a bucket nothing can be locked: a record is appended at once, and built anew if somebody else was faster. An append
+  whose outcome is unknown poisons nothing, because the log says later what became of it; what it may refer to stays.
 
 Longer than most files because the commit path is read as one story.
 """
