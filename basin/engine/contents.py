@@ -18,7 +18,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -38,6 +37,7 @@ from basin.engine.reader import (
     open_together,
 )
 from basin.engine.sources import BytesSource, Source, parts_of, read_fully
+from basin.engine.together import POOL_NAME, Together, stretches
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
 from basin.format.clast import Clast, decode_clast, encode_clast
@@ -59,10 +59,6 @@ _TASK_SIZE: Final = 128 << 10
 _READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
-_REMOTE_STRETCH: Final = 16 << 20
-"""Bytes that are fetched together from a bucket; twice as many are in memory while many contents are fetched."""
-_Wanted: TypeAlias = tuple[bytes, bytes, Location | None]
-"""Content key, grain key, and where the grain lies."""
 _contexts = threading.local()
 
 
@@ -88,6 +84,9 @@ class Contents:
         self._writer_for = writer_for
         self._reload = reload
         self._pool: ThreadPoolExecutor | None = None
+        self._together = Together(
+            readers, locator, self._executor, self._reader_of, self._get_whole, sealed=self._sealed
+        )
         self.mutex = threading.RLock()
         """Held while appending, and by whoever switches or syncs strata."""
         self.damaged: frozenset[bytes] = frozenset()
@@ -225,7 +224,7 @@ class Contents:
             size >= _PARALLEL_SIZE_MIN
             and size >= _PARALLEL_ITEM_MIN * count
             and self._options.worker_count > 1
-            and not threading.current_thread().name.startswith(_POOL_NAME)
+            and not threading.current_thread().name.startswith(POOL_NAME)
         )
 
     def _append_new(
@@ -272,7 +271,7 @@ class Contents:
     def _compressed_ahead(self, plain: Sequence[bytes], sizes: Sequence[int]) -> Iterator[Sequence[tuple[int, bytes]]]:
         """The contents compressed, in order, some at a time; while those are sealed, the next ones are compressed."""
         waiting: deque[Future[Sequence[tuple[int, bytes]]]] = deque()
-        for part in _stretches(plain, sizes, _AHEAD_SIZE):
+        for part in stretches(plain, sizes, _AHEAD_SIZE):
             waiting.append(self._executor().submit(self._compress_together, part))
             if len(waiting) > self._options.worker_count:
                 yield waiting.popleft().result()
@@ -298,7 +297,7 @@ class Contents:
         self, work: Callable[[Sequence[bytes]], list[Any]], items: Sequence[bytes], sizes: Sequence[int]
     ) -> list[Any]:
         """`work` over slices of `items` of about `_TASK_SIZE` bytes each, on the pool, in order."""
-        return list(chain.from_iterable(self._executor().map(work, _stretches(items, sizes, _TASK_SIZE))))
+        return list(chain.from_iterable(self._executor().map(work, stretches(items, sizes, _TASK_SIZE))))
 
     def _compress_all(self, plain: Sequence[bytes]) -> list[tuple[int, bytes]]:
         compressor = self._compressor()
@@ -472,7 +471,7 @@ class Contents:
         size = sum([place.length for place in places if place is not None])
         wanted = list(zip(keys, grain_keys, places, strict=True))
         if self._readers.are_remote:
-            return self._fetch_together(wanted)
+            return self._together.fetch(wanted)
         if size >= _FETCH_ITEM_MIN * len(keys) and self._is_parallel(size, len(keys)):
             return self._on_pool(self._fetch_all, wanted, size)
         return self._fetch_all(wanted)
@@ -496,61 +495,9 @@ class Contents:
         """Whether reading costs a request."""
         return self._readers.are_remote
 
-    def _fetch_together(self, wanted: Sequence[_Wanted]) -> list[bytes]:
-        """`_fetch_all` from a bucket: all requests of a stretch at once, neighbours in one.
-
-        While one stretch is decrypted the next is on its way.
-        """
-        contents: list[bytes] = []
-        if not wanted:
-            return contents
-        sizes = [0 if place is None else place.length for _, _, place in wanted]
-        parts = _stretches(wanted, sizes, _REMOTE_STRETCH)
-        ahead: Callable[[], dict[Location, bytes | BasinError]] = partial(self._grains_of, parts[0])
-        for number, part in enumerate(parts):
-            grains = ahead()
-            if number + 1 < len(parts):
-                ahead = self._grains_ahead(parts[number + 1])
-            for key, grain_key, place in part:
-                grain = None if place is None else grains.get(place)
-                content = None
-                if place is not None and isinstance(grain, bytes):
-                    content = self._open_plain(grain, place, grain_key, key)
-                contents.append(self._get_whole(key) if content is None else content)
-        return contents
-
-    def _grains_of(self, part: Sequence[_Wanted]) -> dict[Location, bytes | BasinError]:
-        """The grains of a stretch as they are stored, but for those that this handle is just writing."""
-        places = [place for _, _, place in part if place is not None and self._is_stored(place)]
-        return dict(zip(places, self._readers.read_grains(places, self._locator.kind_of), strict=True))
-
-    def _grains_ahead(self, part: Sequence[_Wanted]) -> Callable[[], dict[Location, bytes | BasinError]]:
-        """Begin to fetch the grains of a stretch; what is returned waits for them. On the pool's own threads it does
-        not begin before: they could all wait for each other.
-        """
-        if threading.current_thread().name.startswith(_POOL_NAME):
-            return partial(self._grains_of, part)
-        return self._executor().submit(self._grains_of, part).result
-
     def get_ahead(self, keys: Sequence[bytes]) -> Callable[[], list[bytes]]:
         """`get_many` on another thread; what is returned waits for it."""
         return self._executor().submit(self.get_many, keys).result
-
-    def _is_stored(self, place: Location) -> bool:
-        """Whether the place is in a stratum that this handle is not just writing."""
-        return self._locator.writer_of(place.stratum) is None
-
-    def _open_plain(self, grain: bytes, place: Location, grain_key: bytes, key: bytes) -> bytes | None:
-        """The content of a plain grain in hand; None: `grain` must look closer."""
-        try:
-            reader = self._reader_of(place)
-        except (ObjectMissing, CorruptionError):
-            return None
-        found = reader.open_content(grain, place.offset, grain_key) if len(grain) == place.length else None
-        if found is None or not (self._sealed or blake3(found.content).digest() == key):
-            return None
-        self._readers.keep_grain(key, found.sealed, place.stratum)
-        return found.content
 
     def links(self, key: bytes) -> list[bytes]:
         """Union of the links of all grains of a key; raise `ContentNotFound`, and why a stratum cannot be searched."""
@@ -601,7 +548,7 @@ class Contents:
     def _executor(self) -> ThreadPoolExecutor:
         with self.mutex:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._options.worker_count, thread_name_prefix=_POOL_NAME)
+                self._pool = ThreadPoolExecutor(self._options.worker_count, thread_name_prefix=POOL_NAME)
             return self._pool
 
     def close(self) -> None:
@@ -611,25 +558,8 @@ class Contents:
             self._pool = None
 
 
-_POOL_NAME: Final = "basin-worker"
-
-
 def _hash_all(contents: Sequence[bytes]) -> list[bytes]:
     return [blake3(content).digest() for content in contents]
-
-
-def _stretches(items: Sequence[T], sizes: Sequence[int], size_min: int) -> list[Sequence[T]]:
-    """Slices of `items` of at least `size_min` bytes each, but the last."""
-    slices: list[Sequence[T]] = []
-    start, size = 0, 0
-    for row, length in enumerate(sizes):
-        size += length
-        if size >= size_min:
-            slices.append(items[start : row + 1])
-            start, size = row + 1, 0
-    if start < len(items):
-        slices.append(items[start:])
-    return slices
 
 
 def _fitting(payloads: Sequence[bytes], start: int, room: int) -> int:
