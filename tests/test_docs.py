@@ -98,7 +98,7 @@ def test_commands_run(block: Block, tmp_path: Path) -> None:
         command = line.strip().removeprefix("$ ")
         if "nox" in command:
             session = re.fullmatch(
-                r"(?:\.venv/bin/nox|python3 -m nox) -s (\w+)(?: -- .*)?", command.removeprefix(SET_UP)
+                r"(?:\.venv/bin/nox|python3 -m nox) -s ([\w-]+)(?: -- .*)?", command.removeprefix(SET_UP)
             )
             assert session, f"not a command of the README: {command}"
             assert session[1] in nox_sessions()
@@ -126,7 +126,7 @@ def run_example(command: list[str], folder: Path, variables: Mapping[str, str] |
 def nox_sessions() -> set[str]:
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     return {
-        node.name
+        node.name.replace("_", "-")  # as the sessions of two words are named
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and any("session" in ast.unparse(mark) for mark in node.decorator_list)
     }
