@@ -111,6 +111,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self._exchanges: list[Exchange] = []
+        self._transports: list[asyncio.WriteTransport] = []
         self.endpoint = ""
 
     def add(self, *rules: Rule) -> None:
@@ -130,8 +131,15 @@ class FaultProxy:
         with self._lock:
             return list(self._exchanges)
 
+    async def end(self) -> None:
+        """Cut what is still open: a connection with bytes on their way does not close by itself."""
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0.01)  # It is closed in the next round of the loop.
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
+        self._transports.append(writer.transport)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
             while True:
                 request = await _read_request(reader, writer)
@@ -188,6 +196,7 @@ class FaultProxy:
     async def _forwarded(self, request: _Message, exchange: Exchange) -> _Message:
         """What the server answers. Each request has a connection of its own, which ends with the reply."""
         reader, writer = await asyncio.open_connection(*self._upstream)
+        self._transports.append(writer.transport)
         with contextlib.closing(writer):
             # A client that waits for leave to send its body was given it by the proxy; neither header is signed.
             lines = [line for line in request.lines if not line.lower().startswith((b"connection:", b"expect:"))]
@@ -221,6 +230,7 @@ def fault_proxy(upstream: str, *, seed: int = 0) -> Iterator[FaultProxy]:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await proxy.end()
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), name="fault proxy", daemon=True)
     thread.start()
