@@ -36,16 +36,19 @@ db = opened(stratum_size=1 << 20, **eval(sys.argv[2]))
 DYING = (
     WRITER
     + f"""
-def sent():
-    return int(db.stats()["requests"]["put"])
+is_logged = eval(sys.argv[2]).get("sync_interval_s", 5) < 1
+
+def ready():
+    sent = int(db.stats()["requests"]["put"])
+    return sent >= int(sys.argv[3]) and (not is_logged or bool(db.core.state.strata))
 
 with db.batch() as batch:
     for number, item in enumerate(items):
         if number == int(sys.argv[1]):
             until = time.monotonic() + 60
-            while sent() < int(sys.argv[3]) and time.monotonic() < until:
+            while not ready() and time.monotonic() < until:
                 time.sleep(0.01)
-            print(db.core.session, sent(), len(db.core.state.strata), flush=True)
+            print(db.core.session, db.stats()["requests"]["put"], len(db.core.state.strata), flush=True)
             os._exit({DIES})
         batch.blobs.put(item)
 """
