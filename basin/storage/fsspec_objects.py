@@ -110,15 +110,6 @@ def _filesystem_class(protocol: str) -> Any:
         raise MissingDependency(f"{protocol}: URLs need another package: {hint}", package=package) from error
 
 
-def _check_path(rest: str, shown: str, *, is_s3: bool) -> None:
-    path = rest.strip("/")
-    if is_s3 and "@" in path.partition("/")[0]:
-        raise InvalidArgument("credentials do not belong into the URL: give them as storage options", argument="url")
-    parts = path.split("/")
-    if is_s3 and (not path or any(part in ("", ".", "..") for part in parts)):
-        raise InvalidArgument(f"not the place of a bucket: {shown!r} (write s3://bucket/prefix)", argument="url")
-
-
 def _s3_options(given: Mapping[str, Any], policy: RequestPolicy) -> _Options:
     """The options of s3fs: those given, above the policy's and below what one attempt and fresh lists need."""
     config: _Options = {

@@ -38,7 +38,7 @@ from basin.storage.claims import Outcome, claim
 from basin.storage.counting import CountingObjects
 from basin.storage.disk_cache import DiskCache
 from basin.storage.naming import checked_folder, checked_name
-from basin.storage.objects import ByteRange, ObjectStore
+from basin.storage.objects import ByteRange, Listing, ObjectInfo, ObjectStore
 from basin.storage.pieces import Pieces
 from basin.storage.probe import probe_create_only
 from basin.storage.protocol import AppendFile, Extent, LockFile, ReadFile, Storage
@@ -288,18 +288,22 @@ class RemoteStorage(Storage):
     # --- folders ----------------------------------------------------------------------------------------------------
 
     def list(self, folder: str) -> _Names:
-        self._require_open(checked_folder(folder))
-        supposed = [name.removeprefix(f"{folder}/") for name in self._supposed if name.startswith(f"{folder}/")]
-        if supposed:
-            return sorted(name for name in supposed if "/" not in name)
-        return [found.name for found in self.objects.list(folder).objects]
+        return [found.name for found in self._listing(folder).objects]
 
     def list_folders(self, folder: str) -> _Names:
+        return self._listing(folder).folders
+
+    def _listing(self, folder: str) -> Listing:
+        """What lies in a folder; of one of which a file is supposed, what is supposed."""
         self._require_open(checked_folder(folder))
-        supposed = [name.removeprefix(f"{folder}/") for name in self._supposed if name.startswith(f"{folder}/")]
-        if supposed:
-            return sorted({name.partition("/")[0] for name in supposed if "/" in name})
-        return self.objects.list(folder).folders
+        start = f"{folder}/"
+        inside = {name.removeprefix(start): body for name, body in self._supposed.items() if name.startswith(start)}
+        if not inside:
+            return self.objects.list(folder)
+        return Listing(
+            [ObjectInfo(name, len(inside[name])) for name in sorted(inside) if "/" not in name],
+            sorted({name.partition("/")[0] for name in inside if "/" in name}),
+        )
 
     def boot_id(self) -> bytes:
         """Nothing that was acknowledged is ever lost by a restart."""
