@@ -27,7 +27,7 @@ from basin.storage.fsspec_objects import FsspecObjects, open_fsspec
 from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing
 from basin.storage.requests import RequestPolicy
 from tests.s3_proxy import FaultProxy, Rule, fault_proxy
-from tests.storage.object_calls import CALLS, FAULTS, POLICY
+from tests.storage.object_calls import CALLS, FAULTS, POLICY, large_file, sent, settle
 from tests.storage.s3_servers import S3Server, free_ports
 
 
@@ -59,17 +59,6 @@ def store(server: S3Server, proxy: FaultProxy, bucket: str) -> Iterator[FsspecOb
     proxy.clear()
     yield made
     made.close()
-
-
-def sent(proxy: FaultProxy) -> list[str]:
-    return [exchange.method for exchange in proxy.exchanges]
-
-
-def large_file(folder: Path, size: int = PUT_SIZE_MAX + 1) -> Path:
-    path = folder / "large"
-    with path.open("wb") as file:
-        file.truncate(size)
-    return path
 
 
 # The requests of each call
@@ -268,12 +257,6 @@ def test_an_upload_that_fails_is_aborted(
     assert server.client().uploads(bucket) == []
     with pytest.raises(ObjectMissing):
         store.size("b")
-
-
-def settle(proxy: FaultProxy) -> None:
-    """Wait for what the proxy still passes on, though its client has gone: it must not be ended in the middle."""
-    while any(exchange.status is None and exchange.action is None for exchange in proxy.exchanges):
-        time.sleep(0.02)
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
