@@ -495,9 +495,9 @@ class Contents:
         """Whether reading costs a request."""
         return self._readers.are_remote
 
-    def get_ahead(self, keys: Sequence[bytes]) -> Callable[[], list[bytes]]:
-        """`get_many` on another thread; what is returned waits for it."""
-        return self._executor().submit(self.get_many, keys).result
+    def get_ahead(self, keys: Sequence[bytes]) -> Future[list[bytes]]:
+        """`get_many` on another thread."""
+        return self._executor().submit(self.get_many, keys)
 
     def links(self, key: bytes) -> list[bytes]:
         """Union of the links of all grains of a key; raise `ContentNotFound`, and why a stratum cannot be searched."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 
@@ -221,7 +222,7 @@ class _BlobFile(io.RawIOBase):
         self._clast: Clast | None = contents.clast(key)
         self._last = -1
         self._parts: dict[int, bytes] = {}
-        self._ahead: tuple[range, Callable[[], list[bytes]]] | None = None
+        self._ahead: tuple[range, Future[list[bytes]]] | None = None
         self._offset = 0
         if self._clast is None:
             self._parts = {0: contents.get(key)}
@@ -232,6 +233,13 @@ class _BlobFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        """Let go of what was fetched, and of what is not on its way yet."""
+        ahead, self._ahead = getattr(self, "_ahead", None), None  # Absent if there was no such content.
+        if ahead is not None:
+            ahead[1].cancel()
+        super().close()
 
     def tell(self) -> int:
         return self._offset
@@ -265,8 +273,10 @@ class _BlobFile(io.RawIOBase):
         """
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0].start == first:
-            numbers, contents = ahead[0], ahead[1]()
+            numbers, contents = ahead[0], ahead[1].result()
         else:
+            if ahead is not None:
+                ahead[1].cancel()
             numbers = _numbers(clast, first, stop)
             contents = self._contents.get_many([clast.parts[at] for at in numbers])
         self._parts = dict(zip(numbers, contents, strict=True))
