@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from basin.engine.compaction import upkeep
 from basin.engine.contents import Contents, Relied
 from basin.engine.hints import read_hint
 from basin.engine.index import GrainLocator
@@ -51,6 +50,7 @@ from basin.engine.state import (
     state_from_map,
 )
 from basin.engine.strata import OwnStrata
+from basin.engine.upkeep import upkeep
 from basin.engine.writer import StratumWriter
 from basin.errors import (
     BasinClosed,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from basin.engine.compaction import write_index_run
+from basin.engine.merging import write_index_run
 from basin.engine.state import ACTIVE, CUT, FINISHED, State, Stratum
 from basin.errors import BasinError, CorruptionError, ObjectMissing, StorageUnavailable
 from basin.format.grain import decode_header as decode_grain_header

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from basin.engine.cache import Cache
-from basin.engine.compaction import checkpoint, write_index_run
+from basin.engine.checkpoints import checkpoint
 from basin.engine.index import IndexReader
+from basin.engine.merging import write_index_run
 from basin.engine.names import BrokenRun, RunReader
 from basin.engine.reader import StratumReader
 from basin.engine.recovery import stored_strata, sweep

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from basin.api import open_storage
-from basin.engine import compaction, core, file_log, state
-from basin.engine.compaction import checkpoint, raise_floor
+from basin.engine import core, file_log, merging, plan, state
+from basin.engine.checkpoints import checkpoint, raise_floor
 from basin.engine.ingest import write_items
 from basin.engine.secret import Secret
 from basin.errors import BasinPoisoned, StorageError
@@ -124,7 +124,7 @@ def _runs(count: int) -> Play:
         with story.open() as database:
             for number in range(count):
                 story.put(database, _names(f"run{number}", 4, 50) | {b"again": str(number).encode()})
-                compaction.flush(database.core)
+                merging.flush(database.core)
 
     return prepare
 
@@ -178,7 +178,7 @@ def names_merge(story: Story) -> None:
     with story.open() as database:
         story.put(database, _names("run1", 2, 40) | {b"again": b"new"})
         story.delete(database, b"run2-1", b"run0-0")
-        compaction.flush(database.core)
+        merging.flush(database.core)
         story.put(database, {b"z": b"merged"})
 
 
@@ -210,7 +210,7 @@ def old_log(story: Story) -> None:
     with story.open() as database:
         for number in range(4):
             story.put(database, _names("same", 3, 40) | {b"n": str(number).encode()})
-            compaction.flush(database.core)
+            merging.flush(database.core)
             raise_floor(database.core)
             checkpoint(database.core)
 
@@ -278,7 +278,7 @@ def failed_syncs(story: Story) -> None:
                     batch.put_many(names.items())
             story.put(database, {b"a": b"not synced", b"b": scattered(folder, 30)}, scattered(f"lost {number}", 300))
             if folder == "meta/":
-                compaction.flush(database.core)
+                merging.flush(database.core)
         except StorageError:
             pass
         else:
@@ -330,7 +330,7 @@ def deletes(story: Story) -> None:
         story.delete(database, b"first-1", b"first-2", contents=(scattered("old content", 300),))
         story.put(database, {b"first-1": b"again"}, scattered("old content", 300))
         story.delete(database, b"first-1", b"long")
-        compaction.flush(database.core)
+        merging.flush(database.core)
         story.delete(database, b"first-0")
 
 
@@ -342,7 +342,7 @@ def delete_range(story: Story) -> None:
             with story.committing(model), database.batch() as batch:
                 batch.delete_range(start, stop)
             story.put(database, {b"run1-0": b"new " + start})
-            compaction.flush(database.core)
+            merging.flush(database.core)
 
 
 def transactions(story: Story) -> None:
@@ -449,7 +449,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     "full-strata": Script(full_strata, _little, {"stratum_size": 4096}),
     "flush": Script(flush, _little, {"memtable_size": 1024}),
     "names-merge": Script(names_merge, _runs(3)),
-    "strata-merge": Script(strata_merge, _sessions(3), limits={(compaction, "SMALL_STRATA_MAX"): 4}),
+    "strata-merge": Script(strata_merge, _sessions(3), limits={(plan, "SMALL_STRATA_MAX"): 4}),
     "index-merge": Script(index_merge, _sessions(3)),
     "checkpoint": Script(checkpoints, _little, limits={(file_log, "SEGMENT_SIZE"): 512}),
     "old-log": Script(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from basin.engine import compaction, recovery, runs
+from basin.engine import merging, recovery, runs
 from basin.engine.core import Core
 from basin.engine.file_log import FileLog, segment_name
 from basin.engine.log import Cursor
@@ -224,7 +224,7 @@ def a_flush_leaves_out_the_newest_commit(patch: pytest.MonkeyPatch) -> None:
             **{field: [row[at] for row in rows] for at, field in enumerate(all_columns._fields)}
         )
 
-    patch.setattr(compaction, "memtable_columns", without_newest)
+    patch.setattr(merging, "memtable_columns", without_newest)
 
 
 def a_stratum_whose_sync_failed_is_left_behind(patch: pytest.MonkeyPatch) -> None:

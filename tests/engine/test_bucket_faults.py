@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import pytest
 
 from basin.api import Database, open_storage
-from basin.engine import compaction, object_log, state
+from basin.engine import merging, object_log, rewrite, state
 from basin.engine.core import Core
 from basin.engine.log import Cursor, Entry
 from basin.engine.object_log import ObjectLog
@@ -406,7 +406,8 @@ def kept_files_are_deleted_at_once(patch: pytest.MonkeyPatch) -> None:
         for identity in strata:
             core.own_strata.delete(kind, identity)
 
-    patch.setattr(compaction, "_remove_files", remove)
+    for module in (merging, rewrite):
+        patch.setattr(module, "remove_files", remove)
 
 
 def the_hint_is_believed_without_the_log(patch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ import pytest
 
 import basin
 from basin.api import Database
-from basin.engine.compaction import checkpoint, flush
+from basin.engine.checkpoints import checkpoint
+from basin.engine.merging import flush
 from basin.errors import BasinError, BasinPoisoned, CorruptionError, OutOfSpace, StorageError
 from basin.testing.crash import Bounds, crash_states
 from basin.testing.disk import DiskImage, SimulatedDisk

@@ -10,7 +10,7 @@ import pytest
 
 import basin
 from basin.api import Database
-from basin.engine import compaction
+from basin.engine import upkeep
 from basin.errors import ObjectMissing, PositionGone
 from basin.storage.memory_objects import memory_objects
 
@@ -29,7 +29,7 @@ def opened(url: str, mode: Any = "c", **options: Any) -> Database:
 @pytest.fixture
 def writer(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """Flushes often, merges what it can, and keeps nothing that it merged away."""
-    monkeypatch.setattr(compaction, "KEPT_DELETED_MIN", 1)
+    monkeypatch.setattr(upkeep, "KEPT_DELETED_MIN", 1)
     with opened(url, checkpoint_every=10, memtable_size=4096) as db:
         yield db
 
@@ -90,7 +90,7 @@ def test_a_view_shows_its_position_after_its_runs_were_merged_away(url: str, wri
 
 
 def test_a_view_below_the_history_floor_is_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "KEPT_DELETED_MIN", 1)
+    monkeypatch.setattr(upkeep, "KEPT_DELETED_MIN", 1)
     monkeypatch.setattr("basin.engine.state._MARK_EVERY_MS", 0)
     with opened(url, checkpoint_every=10, memtable_size=4096, history_s=0.0) as writer, opened(url, "r") as reader:
         write(writer, first(NAMES, 60))

@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 import basin
 from basin.api import Database, open_storage
 from basin.engine.basin import View
-from basin.engine.compaction import flush
 from basin.engine.keyspace import NameMap
+from basin.engine.merging import flush
 from basin.errors import BasinError, Conflict, PositionGone
 from basin.layers.blobs import Blobs
 from basin.terms import ContentKey, Ref

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from basin.api import Database, open_storage
-from basin.engine.compaction import flush, merge_names
+from basin.engine.merging import flush, merge_names
 from basin.engine.names import find_row, newer_than, scan
 from basin.engine.state import last_version
 from basin.errors import CorruptionError, InvalidArgument

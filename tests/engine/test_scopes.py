@@ -158,7 +158,7 @@ def test_every_kind_of_change_conflicts(db: Database, other: Database, how: str)
         changes[how]()
         other.commit()
         if how == "flushed":
-            from basin.engine.compaction import flush
+            from basin.engine.merging import flush
 
             assert flush(other.core)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from basin.api import Database, open_storage
-from basin.engine.compaction import MERGE_WIDTH, _size_class, plan_index_merge, plan_names_merge, plan_strata_merge
+from basin.engine.plan import MERGE_WIDTH, _size_class, plan_index_merge, plan_names_merge, plan_strata_merge
 from basin.engine.state import State
 from basin.format.record import NameRun
 from basin.terms import ContentKey, StratumId

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import basin
-from basin.engine.compaction import SMALL_STRATA_MAX
 from basin.engine.hints import HINT_NAME
 from basin.engine.object_log import token_of
+from basin.engine.plan import SMALL_STRATA_MAX
 from basin.errors import (
     BasinError,
     BasinPoisoned,
