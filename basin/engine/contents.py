@@ -118,6 +118,7 @@ class Contents:
         with self.mutex:
             writer = self._writer_for(StratumKind.META if links else StratumKind.DATA)
             location = writer.append(kind, self._map.grain_key(key), codec, flags, data)
+            relied[key] = location.stratum
         self._count_new(size, location)
 
     def _is_there(self, key: bytes, relied: Relied, links: Sequence[bytes], size: int) -> bool:
@@ -180,8 +181,8 @@ class Contents:
         return True
 
     def _rely(self, relied: Relied, key: bytes, place: Location) -> None:
-        if self._locator.writer_of(place.stratum) is None:
-            relied[key] = place.stratum
+        """Also on what this handle itself is writing: that may be logged, and collected, before the batch is."""
+        relied[key] = place.stratum
 
     def put_many(self, contents: Sequence[bytes], relied: Relied) -> list[bytes]:
         """`put` without links for many; hashing and compressing on all cores where they are large."""
@@ -195,7 +196,7 @@ class Contents:
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
         found = self._locator.find_many(grain_keys)
         if not any(found) and len(set(keys)) == len(keys):
-            self._append_new(contents, sizes, grain_keys, range(len(keys)), parallel=parallel)
+            self._append_new(contents, sizes, keys, grain_keys, range(len(keys)), relied, parallel=parallel)
             self.new_count += len(keys)
             self.new_size += total
             return keys
@@ -210,7 +211,7 @@ class Contents:
             else:
                 seen.add(keys[row])
                 rows.append(row)
-        self._append_new(contents, sizes, grain_keys, rows, parallel=parallel)
+        self._append_new(contents, sizes, keys, grain_keys, rows, relied, parallel=parallel)
         new_size = total - found_size
         self.new_count += len(rows)
         self.new_size += new_size
@@ -231,27 +232,39 @@ class Contents:
         self,
         contents: Sequence[bytes],
         sizes: Sequence[int],
+        keys: Sequence[bytes],
         grain_keys: Sequence[bytes],
         rows: Sequence[int],
+        relied: Relied,
         *,
         parallel: bool,
     ) -> None:
         """Compress the contents at `rows` and append them, switching strata as they fill up."""
-        plain = contents if len(rows) == len(contents) else [contents[row] for row in rows]
-        new_keys = grain_keys if len(rows) == len(contents) else [grain_keys[row] for row in rows]
+        plain = contents
+        if len(rows) != len(contents):
+            plain, keys = [contents[row] for row in rows], [keys[row] for row in rows]
+            grain_keys = [grain_keys[row] for row in rows]
         if not plain or max(map(len, plain)) < COMPRESS_SIZE_MIN:
-            self._append_packed(new_keys, [CODEC_STORED] * len(plain), plain)
-        elif not parallel:
-            packed: Sequence[tuple[int, bytes]] = self._compress_all(plain)
-            self._append_packed(new_keys, [codec for codec, _ in packed], [data for _, data in packed])
-        else:
-            start = 0
-            for packed in self._compressed_ahead(plain, [sizes[row] for row in rows]):
-                stop = start + len(packed)
-                self._append_packed(new_keys[start:stop], [codec for codec, _ in packed], [data for _, data in packed])
-                start = stop
+            self._append_packed(keys, grain_keys, [CODEC_STORED] * len(plain), plain, relied)
+            return
+        batches = (
+            self._compressed_ahead(plain, [sizes[row] for row in rows]) if parallel else [self._compress_all(plain)]
+        )
+        start = 0
+        for packed in batches:
+            stop = start + len(packed)
+            codecs, payloads = [codec for codec, _ in packed], [data for _, data in packed]
+            self._append_packed(keys[start:stop], grain_keys[start:stop], codecs, payloads, relied)
+            start = stop
 
-    def _append_packed(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
+    def _append_packed(
+        self,
+        content_keys: Sequence[bytes],
+        keys: Sequence[bytes],
+        codecs: Sequence[int],
+        payloads: Sequence[bytes],
+        relied: Relied,
+    ) -> None:
         start = 0
         with self.mutex:
             while start < len(keys):
@@ -265,6 +278,7 @@ class Contents:
                     new_keys, kinds = [new_keys[row] for row in fresh], [kinds[row] for row in fresh]
                     data = [data[row] for row in fresh]
                 writer.append_blobs(new_keys, kinds, data)
+                relied.update(dict.fromkeys(content_keys[start:stop], writer.id))
                 self.stored_size += writer.offset - before
                 start = stop
 
@@ -342,6 +356,7 @@ class Contents:
             with self.mutex:
                 writer = self._writer_for(StratumKind.DATA)
                 location = writer.append(Kind.PART, self._map.grain_key(key), codec, 0, data)
+                relied[key] = location.stratum
             self._count_new(size, location)
         return key
 

@@ -22,6 +22,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,8 @@ GROUP_SIZE_MAX: Final = 16 * MIB
 SESSION_FOLDER: Final = "session"
 DROPPED_LISTED_MAX: Final = 1000
 _LEADER_TRUSTED_S: Final = 1.0
+KEEP_BATCHES_S: Final = 60.0
+"""How often a handle with an open batch looks whether somebody condemned what that relies on; far below any grace."""
 _CATCH_UPS: Final = 3
 """Times that the log is followed while files of the state that it leads to are gone."""
 
@@ -98,7 +101,7 @@ class Current(NamedTuple):
     tables: Tables
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Pending:
     """Changes on their way into the log. `check` raises `Conflict` when they may no longer be committed."""
 
@@ -166,6 +169,9 @@ class Core:
         """Whether the memtable may hold names of a position that nobody reached."""
         self._pending = Pending()
         self._committing: tuple[Pending, ...] = ()
+        self.open_batches: weakref.WeakSet[Pending] = weakref.WeakSet()
+        """Batches that go on: what they rely on is kept from being collected."""
+        self._kept_at = time.monotonic()
         self._pending_mutex = threading.Lock()
         self._refreshed = time.monotonic()
         self._timer: threading.Thread | None = None
@@ -500,6 +506,7 @@ class Core:
         while not self._timer_wake.wait(self.options.sync_interval_s):
             if self.poisoned is None and not self.closed:
                 try:
+                    self._keep_batches()
                     if self._pending or self._committing:
                         self.commit_pending()
                     elif self.is_remote:
@@ -509,6 +516,24 @@ class Core:
                     continue  # The changes wait on; the next round tries again.
                 except BasinError as error:
                     self._unreported = error  # Whoever uses the handle next, or closes it, is told.
+
+    def relied_by_batches(self) -> set[StratumId]:
+        """The strata that changes rely on which are not logged yet."""
+        waiting = [*self.open_batches, self._pending, *self._committing]
+        return {identity for pending in waiting for identity in list(pending.relied.values())}
+
+    def _keep_batches(self) -> None:
+        """Take back from a collector what a batch relies on that has been open for long."""
+        if not self.open_batches or time.monotonic() - self._kept_at < KEEP_BATCHES_S:
+            return
+        self._kept_at = time.monotonic()
+        self.refresh()
+        if self.session and self._condemned_by_mistake(self.state):
+            self.append(lambda state: Record() if self._condemned_by_mistake(state) else None)
+
+    def _condemned_by_mistake(self, state: State) -> set[StratumId]:
+        relied = self.relied_by_batches() if state.condemns else set()
+        return {identity for identity in relied if identity in state.strata and state.strata[identity].condemned}
 
     def _log_what_landed(self) -> None:
         """Log strata of contents that are in the bucket already, while a batch goes on that will refer to them.
@@ -706,32 +731,39 @@ class Core:
     def _check_relied(self, relied: Relied) -> tuple[set[StratumId], set[StratumId]]:
         """Rule 6: every stratum relied on counts, or is revived, or its content is found again elsewhere."""
         strata = self.state.strata
-        needed: set[StratumId] = set()
-        revived: set[StratumId] = set()
-        lost = []
-        for key, identity in relied.items():
+        relied_on = set(relied.values())
+        going = {
+            one for one in relied_on if (strata[one].condemned if one in strata else not self.own_strata.owns(one))
+        }
+        if going:
+            relied_on = (relied_on - going) | self._found_again([key for key, one in relied.items() if one in going])
+        needed, revived = set(), set()
+        for identity in relied_on:
             known = strata.get(identity)
-            if known is None and not self.own_strata.owns(identity):
-                place = self.locator.find(self.keyring.grain_keys.grain_key(key))
-                if place is None:
-                    lost.append(ContentKey(key))
-                    continue
-                identity = place.stratum
-                known = strata.get(identity)
             if known is not None and (known.added.session != self.session or known.added.status != ACTIVE):
                 needed.add(identity)
                 if known.condemned:
                     revived.add(identity)
+        return needed, revived
+
+    def _found_again(self, keys: Sequence[bytes]) -> set[StratumId]:
+        """Where contents lie now whose strata are gone or condemned: in others if possible."""
+        places = self.locator.find_many([self.keyring.grain_keys.grain_key(key) for key in keys])
+        lost = [ContentKey(key) for key, place in zip(keys, places, strict=True) if place is None]
         if lost:
             raise Conflict(
                 f"{len(lost)} contents were removed since they were found; put them again", content_keys=lost
             )
-        return needed, revived
+        return {place.stratum for place in places if place is not None}
 
     def _append_record(self, record: Record, *, sync: bool = True) -> bool:
         """Complete, check and append a record; False if somebody else came first. Under commit mutex and log lock."""
         state = self.state
         self._require_session(record)
+        kept = self._condemned_by_mistake(state)
+        if kept:
+            record.relied = sorted({*record.relied, *kept})
+            record.revived = sorted({*record.revived, *kept})
         record.time_ms = time.time_ns() // 1_000_000
         record.previous = state.hash
         if self.session:
@@ -878,8 +910,7 @@ class Core:
             try:
                 if not self.session:
                     self.append(lambda _: Record())
-                if self.is_remote:
-                    self._start_timer_once()
+                self._start_timer_once()
                 if not self._recovered:
                     self._recovered = True
                     recover(self)

@@ -139,6 +139,8 @@ class GrainLocator:
         self._indexes: dict[StratumId, IndexReader] = {}
         self._search: tuple[IndexReader, ...] = ()
         self._countable: dict[StratumId, object] = {}
+        self._condemned: frozenset[StratumId] = frozenset()
+        """Strata that count, and that somebody wants to delete: they are asked last."""
         self._state: State | None = None
         self._swap = threading.Lock()
         """Held while strata move from one source to another: whoever finds nothing looks once more when it is free."""
@@ -231,7 +233,8 @@ class GrainLocator:
         gone = before.strata.keys() - state.strata.keys() if before is not None else set()
         with self._swap:
             self._indexes, self._scanned, self._broken = wanted, scanned, broken
-            self._countable = dict.fromkeys(state.strata)
+            self._condemned = frozenset(identity for listed in state.condemns.values() for identity in listed)
+            self._countable = dict.fromkeys(state.strata.keys() - self._condemned)
             for identity in (*wanted, *gone):
                 self._own_finished.pop(identity, None)
             self._state = state
@@ -292,7 +295,7 @@ class GrainLocator:
     # --- looking up -------------------------------------------------------------------------------------------------
 
     def find(self, key: bytes) -> Location | None:
-        """One place of `key`, or None."""
+        """One place of `key`, or None; one in a condemned stratum only where there is no other."""
         place = self.place(key)
         return None if place is None else Location(*place)
 
@@ -327,10 +330,17 @@ class GrainLocator:
                 for other in index.find(key):
                     if other[0] in self._countable or other[0] in self._own_finished:
                         return other
-        return None
+        return next(self._find_condemned(key), None) if self._condemned else None
+
+    def _find_condemned(self, key: bytes) -> Iterator[tuple[StratumId, int, int]]:
+        for index in self._search:
+            if index.directory.may_contain(key):
+                for found in index.find(key):
+                    if found[0] in self._condemned and found[0] not in self._own_finished:
+                        yield found
 
     def find_all(self, key: bytes) -> Iterator[Location]:
-        """Every known place of `key`."""
+        """Every known place of `key`; those in condemned strata last."""
         if self._deferred is not None:
             self.settle()
         for writer in self._writers:
@@ -346,6 +356,9 @@ class GrainLocator:
                 for stratum, offset, length in index.find(key):
                     if stratum in self._countable or stratum in self._own_finished:
                         yield Location(stratum, offset, length)
+        if self._condemned:
+            for condemned in self._find_condemned(key):
+                yield Location(*condemned)
 
     def find_many(self, keys: Sequence[bytes]) -> list[Location | None]:
         """`find` for many keys: filters are asked in bulk, so that misses cost 0.1 µs a key and index."""

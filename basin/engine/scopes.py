@@ -103,6 +103,7 @@ class BatchScope(Scope):
         core.require_writable()
         self.core = core
         self.pending = Pending(Memtable(on_top=True))
+        core.open_batches.add(self.pending)
         self.finished = False
 
     def _overlays(self) -> list[Memtable]:
@@ -171,11 +172,15 @@ class BatchScope(Scope):
         """Commit all changes; returns their log position (0 if there were none)."""
         self._require_unfinished()
         self.finished = True
-        return self.core.commit(self.pending) if self.pending else 0
+        try:
+            return self.core.commit(self.pending) if self.pending else 0
+        finally:
+            self.core.open_batches.discard(self.pending)
 
     def discard(self) -> None:
         """Forget all changes."""
         self.finished = True
+        self.core.open_batches.discard(self.pending)
 
 
 class TransactionScope(BatchScope):

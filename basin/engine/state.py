@@ -11,7 +11,8 @@ Rules (each found necessary by an explicit-state model; numbers as in the design
 3. (Read sets are the appender's business; they are not stored.)
 4. A condemn is refused if a listed stratum was relied on after its mark; a kill unless all are still condemned by it.
 5. Reviving one stratum of a condemn revives all of it.
-6. Every stratum relied on is live, or condemned and revived by the same record.
+6. Every stratum relied on is live, or condemned and revived by the same record. (A rewrite that leaves grains out
+   because a copy of them lies elsewhere relies on that.)
 7. A flushed run of names covers (flushed, through]; any other start is refused.
 8. The history floor only rises, never above a pin; pins below it are refused.
 9. Expiry moves forward only, and stays an hour behind the record's clock.
@@ -68,11 +69,15 @@ class Stratum(NamedTuple):
 
 
 class Retired(NamedTuple):
-    """A stratum that a record removed, and whose file stays for those who still read at an earlier position."""
+    """A stratum that a record removed or killed, and whose file may still be there.
+
+    What was removed stays for those who still read at an earlier position. What was killed has had its time, and stands
+    here so that a file is never forgotten.
+    """
 
     kind: int
     time_ms: int
-    """The clock of the record that removed it."""
+    """The clock of the record that removed or condemned it."""
 
 
 class Mark(NamedTuple):
@@ -92,6 +97,8 @@ class State(NamedTuple):
     """Live sessions and the last sequence number of each."""
     strata: dict[StratumId, Stratum] = {}  # noqa: RUF012  # never changed in place
     condemns: dict[Position, list[StratumId]] = {}  # noqa: RUF012  # never changed in place
+    condemned_ms: dict[Position, int] = {}  # noqa: RUF012  # never changed in place
+    """The clock of each condemn that stands."""
     name_runs: tuple[NameRun, ...] = ()
     index_runs: tuple[IndexRun, ...] = ()
     flushed: Position = 0
@@ -149,9 +156,12 @@ def apply(state: State, record: Record, record_hash: bytes) -> State:
         changed["named"] = position
     if _touches_strata(record):
         changed["strata"], changed["condemns"] = _apply_strata(state, record, position)
+        if changed["condemns"] or state.condemned_ms:
+            known_ms = {**state.condemned_ms, position: record.time_ms}
+            changed["condemned_ms"] = {condemn: known_ms.get(condemn, 0) for condemn in changed["condemns"]}
     if record.strata_removed or record.killed or state.gone:
         changed["gone"] = _apply_gone(state, changed.get("strata", state.strata), sessions)
-    if (record.files_kept and record.strata_removed) or record.files_deleted:
+    if (record.files_kept and (record.strata_removed or record.killed)) or record.files_deleted:
         changed["retired"] = _apply_retired(state, record)
     if record.name_runs_added or record.name_runs_removed:
         changed["name_runs"], changed["flushed"] = _apply_name_runs(state, record, position)
@@ -281,6 +291,9 @@ def _apply_retired(state: State, record: Record) -> dict[StratumId, Retired]:
         retired.pop(deleted, None)  # Somebody else may have deleted it at the same time.
     for removed in record.strata_removed if record.files_kept else ():
         retired[removed] = Retired(state.strata[removed].added.kind, record.time_ms)
+    for condemn, killed in record.killed if record.files_kept else ():
+        for identity in killed:
+            retired[identity] = Retired(state.strata[identity].added.kind, state.condemned_ms.get(condemn, 0))
     return retired
 
 
@@ -356,6 +369,7 @@ def state_to_map(state: State) -> dict[str, Any]:
         "sessions": list(state.sessions.items()),
         "strata": [list(known) for known in state.strata.values()],
         "condemns": list(state.condemns.items()),
+        "condemned_ms": list(state.condemned_ms.items()),
         "name_runs": state.name_runs,
         "index_runs": state.index_runs,
         "flushed": state.flushed,
@@ -401,6 +415,7 @@ def state_from_map(fields: dict[str, Any]) -> State:
             marks=tuple(Mark(unsigned(position), unsigned(time_ms)) for position, time_ms in fields["marks"]),
             voids=tuple(unsigned(position) for position in fields["voids"]),
             # Absent in checkpoints of earlier versions.
+            condemned_ms={unsigned(at): unsigned(ms) for at, ms in fields.get("condemned_ms", ())},
             named=unsigned(fields.get("named", fields["position"])),
             seen_ms={unsigned(session): unsigned(ms) for session, ms in fields.get("seen_ms", ())},
             jobs={unsigned(session): plain_text(job) for session, job in fields.get("jobs", ())},

@@ -308,7 +308,7 @@ class Record:
     job: str = ""
     """What the session that this record begins is for: the next one of the same job takes over from it."""
     files_kept: bool = False
-    """Whether the files of the strata that this record removes stay for a while, for those who still read them."""
+    """Whether the files of the strata that this record removes or kills are deleted later, and listed until then."""
     files_deleted: list[StratumId] = field(default_factory=list)
     """Strata removed earlier whose kept files are gone now."""
 

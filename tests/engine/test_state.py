@@ -331,7 +331,7 @@ def test_a_checkpoint_holds_the_whole_state() -> None:
     assert state_from_map(msgpack.unpackb(packed, strict_map_key=False)) == state
 
 
-LATER_FIELDS = ("named", "seen_ms", "jobs", "gone", "retired")
+LATER_FIELDS = ("named", "seen_ms", "jobs", "gone", "retired", "condemned_ms")
 """Fields that checkpoints of earlier versions lack."""
 
 
@@ -349,7 +349,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
     fields = msgpack.unpackb(msgpack.packb(state_to_map(full_state())), strict_map_key=False)
     state = state_from_map({key: value for key, value in fields.items() if key not in LATER_FIELDS})
     assert state.named == state.position
-    assert (state.seen_ms, state.jobs, state.gone, state.retired) == ({}, {}, {}, {})
+    assert (state.seen_ms, state.jobs, state.gone, state.retired, state.condemned_ms) == ({}, {}, {}, {}, {})
 
 
 def test_a_stratum_is_not_added_again_after_it_was_removed(log: Log) -> None:
@@ -371,6 +371,22 @@ def test_the_files_of_removed_strata_are_kept_until_a_record_says_that_they_are_
     assert log.state.retired == {stratum(6): (1, NOW_MS + 1)}
     log.add(strata_removed=[stratum(7)], files_kept=True, files_deleted=[stratum(6), stratum(99)])
     assert list(log.state.retired) == [stratum(7)]
+
+
+def test_killed_strata_are_listed_with_the_clock_of_their_condemn_until_their_files_are_gone(log: Log) -> None:
+    with_strata(log, 5, 6, 7)
+    mark = log.state.position
+    log.add(condemned=[Condemn(mark, [stratum(5), stratum(6)])], time_ms=NOW_MS + 1)
+    condemn = log.state.position
+    log.add(condemned=[Condemn(mark, [stratum(7)])], time_ms=NOW_MS + 2)
+    assert log.state.condemned_ms == {condemn: NOW_MS + 1, condemn + 1: NOW_MS + 2}
+    log.add(revived=[stratum(7)], relied=[stratum(7)])
+    assert log.state.condemned_ms == {condemn: NOW_MS + 1}
+    log.add(killed=[Kill(condemn, [stratum(5), stratum(6)])], files_kept=True, time_ms=NOW_MS + 9)
+    assert log.state.condemned_ms == {}
+    assert log.state.retired == {stratum(5): (1, NOW_MS + 1), stratum(6): (1, NOW_MS + 1)}
+    log.add(files_deleted=[stratum(5)])
+    assert list(log.state.retired) == [stratum(6)]
 
 
 def test_a_live_session_is_known_by_its_last_record_and_its_job(log: Log) -> None:
