@@ -23,263 +23,55 @@ copy of a request whose slot is taken has no effect and is forgotten.
 
 Not modelled: runs of names and of indexes, the history floor, expiry, key slots, and what lies in the bytes of a frame.
 
-Over 600 lines, because a world, its actors and the log that they share are read side by side.
+What is deleted, and what is copied before, is `log_model_collector`'s.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
-import msgpack
-
-from basin.engine import state as rules
-from basin.engine.state import ACTIVE, FINISHED, State, state_from_map, state_to_map
+from basin.engine.state import ACTIVE, FINISHED
 from basin.errors import Conflict
-from basin.format.record import Batch, Condemn, Kill, Record, StratumAdded, decode_record, encode_record
-from basin.terms import StratumId
+from basin.format.record import Batch, Condemn, Kill, Record, StratumAdded
+from tests.engine.log_model_history import CLAIM, STUCK, History, Violation, number_of, stratum
+from tests.engine.log_model_scenario import (
+    ABSENT,
+    CHILD,
+    COMMITTED,
+    CREATED,
+    LOOK,
+    NO_REPLY,
+    OCCUPY,
+    OWN,
+    PARENT,
+    READY,
+    SENT,
+    STEPS_MAX,
+    TAKEN,
+    UNKNOWN,
+    UNRESOLVED,
+    UNSURE,
+    Collector,
+    Reader,
+    Report,
+    Scenario,
+    World,
+    Writer,
+    label,
+    uploader,
+)
 
 ACKNOWLEDGED: Final = "an acknowledged commit is not in the log"
 REPEATED: Final = "a commit counts twice"
 REFUSED: Final = "a commit that was refused is in the log"
 LOST: Final = "the content of a visible name is lost"
 DELETED: Final = "a stratum that counts was deleted"
-UNREAD: Final = "a transaction counts on what it did not read"
-DIFFERENT: Final = "the log is judged differently"
-STUCK: Final = "somebody is stuck"
 READER: Final = "a reader finds the content of a live name missing"
 
-PARENT: Final = 1
-CHILD: Final = 2
-"""Contents are bits. With `links`, PARENT links to CHILD, and whoever uploads PARENT uploads both."""
-
-OWN: Final = 16
-"""Strata below this number are there from the beginning; those above are uploaded by the step of a writer."""
-_STEPS_MAX: Final = 4
 _NOW_MS: Final = 1_800_000_000_000
-_CLAIM: Final = b"claim"
-
-Step: TypeAlias = tuple[str, *tuple[Any, ...]]
-"""What a writer commits: ("put", content), ("drop", name), ("claim",) a name if it is absent, ("sweep", writer),
-("adopt", writer, content), ("rewrite", stratum), ("open", content) in a stratum that is still active, and
-("finish", step, content) in the one that an earlier step opened."""
-
-
-class Violation(Exception):
-    """An invariant does not hold. `invariant` is its name; the notes are the steps that lead there."""
-
-    def __init__(self, invariant: str, detail: str = "") -> None:
-        super().__init__(f"{invariant}: {detail}")
-        self.invariant = invariant
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A small universe. `omitted` names steps of the protocol that its actors leave out (see `test_log_model`)."""
-
-    name: str
-    writers: tuple[tuple[Step, ...], ...]
-    depth: int
-    """Records that the actors may log."""
-    strata: tuple[int, ...] = (PARENT,)
-    """Contents of the strata 1, 2, … that are there from the beginning."""
-    names: tuple[tuple[bytes, int], ...] = ()
-    collectors: int = 1
-    reader: bool = False
-    links: bool = False
-    stubs: bool = False
-    """Whoever reads a taken slot finds it folded into a checkpoint, and has to look itself up in the state."""
-    lossy: tuple[int, ...] = (0,)
-    """Actors (writers first, then collectors) whose requests may fail on the way."""
-    spare: tuple[int, ...] = ()
-    """Writers with a second session, for which they leave one that was revoked or has an unknown commit."""
-    verbatim: tuple[int, ...] = ()
-    """Careless writers: they may store a record once more, as it is, at the end of the log, and ask nobody."""
-    rechained: tuple[int, ...] = ()
-    """As `verbatim`, but behind the last record and with the strata that it needed before."""
-    omitted: frozenset[str] = frozenset()
-
-    def without(self, step: str) -> Scenario:
-        """The same universe, whose actors leave out a step of the protocol."""
-        return dataclasses.replace(self, omitted=self.omitted | {step})
-
-
-# --- the log ----------------------------------------------------------------------------------------------------------
-
-
-def stratum(number: int) -> StratumId:
-    return StratumId(number.to_bytes(16, "big"))
-
-
-def number_of(identity: bytes) -> int:
-    return int.from_bytes(identity, "big")
-
-
-class History:
-    """Every log that can come about, as a tree: a node is one log, and stands for the state that it folds to.
-
-    Node 0 is the empty log. Records are numbered by their bytes; the hash of a stored one is its position and number.
-    """
-
-    def __init__(self) -> None:
-        self.states = [State()]
-        self.paths: list[tuple[int, ...]] = [()]
-        self.parents = [0]
-        self.counts = [True]
-        self.names: list[dict[bytes, int]] = [{}]
-        self.commits: list[Counter[bytes]] = [Counter()]
-        self.logged: list[frozenset[bytes]] = [frozenset()]
-        """Every stratum that the records of a log ever added."""
-        self.flaws = [""]
-        self.records: list[bytes] = []
-        self.voids = 0
-        self._numbers: dict[bytes, int] = {}
-        self._children: dict[tuple[int, int], int] = {}
-        self._judged: set[tuple[int, int]] = set()
-
-    def number(self, record: Record) -> int:
-        """The number of a record's bytes."""
-        payload = encode_record(record)
-        if payload not in self._numbers:
-            self._numbers[payload] = len(self.records)
-            self.records.append(payload)
-        return self._numbers[payload]
-
-    def judge(self, node: int, record: Record) -> int:
-        """The record's number, if `apply` accepts it behind this log, else its `Conflict`."""
-        number = self.number(record)
-        try:
-            rules.apply(self.states[node], record, self._hash(node, number))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Violation(STUCK, f"a record raises {error!r}") from error
-        self._judged.add((node, number))
-        return number
-
-    def _hash(self, node: int, number: int) -> bytes:
-        return (self.states[node].position + 1 << 32 | number).to_bytes(32, "big")
-
-    def extend(self, node: int, number: int) -> int:
-        """The log with one more stored record, folded as everybody folds it."""
-        known = self._children.get((node, number))
-        if known is None:
-            known = self._children[node, number] = self._grow(node, number)
-        return known
-
-    def _grow(self, node: int, number: int) -> int:
-        before, record = self.states[node], decode_record(self.records[number])
-        try:
-            state, counts = rules.fold(before, record, self._hash(node, number))
-            copied = state_from_map(msgpack.unpackb(msgpack.packb(state_to_map(before)), strict_map_key=False))
-            again = rules.fold(copied, record, self._hash(node, number))
-        except Exception as error:  # whatever it is, everybody who follows the log raises it
-            raise Violation(STUCK, f"a stored record raises {error!r}") from error
-        flaw = ""
-        if again != (state, counts) or state.position != before.position + 1:
-            flaw = DIFFERENT
-        if not counts and (node, number) in self._judged:
-            flaw = DIFFERENT
-        names, commits = dict(self.names[node]), self.commits[node]
-        if counts:
-            commits = commits.copy()
-            flaw = flaw or _change_names(record, names, commits)
-        self.states.append(state)
-        self.paths.append((*self.paths[node], number))
-        self.parents.append(node)
-        self.counts.append(counts)
-        self.names.append(names)
-        self.commits.append(commits)
-        added = [one.id for one in record.strata_added] if counts else []
-        self.logged.append(self.logged[node].union(added))
-        self.flaws.append(flaw)
-        self.voids += not counts
-        return len(self.states) - 1
-
-    def is_ours(self, node: int, slot: int, number: int) -> bool:
-        """Whether this record stands in a slot and counts there."""
-        if self.paths[node][slot - 1] != number:
-            return False
-        while len(self.paths[node]) > slot:
-            node = self.parents[node]
-        return self.counts[node]
-
-
-def _change_names(record: Record, names: dict[bytes, int], commits: Counter[bytes]) -> str:
-    """Fold the batches of a record that counts. Returns the invariant that it breaks, or nothing."""
-    flaw = ""
-    for batch in record.batches:
-        for name in batch.names:
-            if name == _CLAIM and name in names:
-                flaw = UNREAD
-            names[name] = 0
-        for name, content in zip(batch.reference_names, batch.reference_keys, strict=True):
-            names[name] = number_of(content)
-        for name in batch.deletes:
-            names.pop(name, None)
-        commits.update(name for name in (*batch.names, *batch.reference_names) if name.startswith(b"commit"))
-    return flaw
-
-
-# --- the world --------------------------------------------------------------------------------------------------------
-
-LOOK, READY, SENT, UNSURE, UNKNOWN, OCCUPY = range(6)
-"""Looks its content up; is about to build its record; waits for the reply; got none; gave up; occupies the slot."""
-COMMITTED, ABSENT, UNRESOLVED = range(3)
-"""What a writer was told of a step. UNRESOLVED: it went on with another session, and never asked."""
-CREATED, TAKEN, NO_REPLY = range(3)
-
-
-class Writer(NamedTuple):
-    step: int = 0
-    phase: int = LOOK
-    choice: int = 0
-    """The stratum that the record relies on, or, negated, adds."""
-    slot: int = 0
-    record: int = -1
-    sequence: int = 1
-    spare: int = 0
-    """1 as soon as it uses its spare session."""
-    told: tuple[int, ...] = ()
-    doomed: tuple[int, ...] = ()
-    """Objects that it is about to delete."""
-
-
-class Collector(NamedTuple):
-    phase: int = LOOK
-    mark: int = 0
-    condemn: int = 0
-    """What it kills, or 0 if it condemns."""
-    listed: tuple[int, ...] = ()
-    slot: int = 0
-    record: int = -1
-    doomed: tuple[int, ...] = ()
-
-
-class Reader(NamedTuple):
-    node: int = -1
-    """The log that it has read, or -1 before it opens."""
-
-
-class World(NamedTuple):
-    node: int
-    objects: int
-    """Bit n: the object of stratum n exists."""
-    late: tuple[int, ...]
-    """Records on their way to the slot behind the last one, for whose reply nobody waits."""
-    actors: tuple[Any, ...]
-
-
-class Report(NamedTuple):
-    worlds: int
-    transitions: int
-    logs: int
-    voids: int
-    cut: int
-    """How often somebody had to stop because `depth` was reached."""
-    events: Counter[str]
 
 
 class Model:
@@ -310,10 +102,10 @@ class Model:
         return content | CHILD if self.scenario.links and content & PARENT else content
 
     def _own(self, index: int, step: int, spare: int) -> int:
-        return OWN + (index * _STEPS_MAX + step) * 2 + spare
+        return OWN + (index * STEPS_MAX + step) * 2 + spare
 
     def _added(self, number: int, *, is_active: bool = False) -> StratumAdded:
-        session = self._sessions[_uploader(number), (number - OWN) % 2] if number >= OWN else 1
+        session = self._sessions[uploader(number), (number - OWN) % 2] if number >= OWN else 1
         status, length = (ACTIVE, 100) if is_active else (FINISHED, 200)
         return StratumAdded(stratum(number), 1, status, length, 1, bytes(32), 0, session)
 
@@ -350,7 +142,7 @@ class Model:
         for index, script in enumerate(self.scenario.writers):
             told = world.actors[index].told
             for step in range(len(script)):
-                count = commits[_label(index, step)]
+                count = commits[label(index, step)]
                 answer = told[step] if step < len(told) else UNRESOLVED
                 if count > 1:
                     raise Violation(REPEATED)
@@ -510,7 +302,7 @@ class Model:
         session = self._sessions[index, writer.spare]
         if "look-up before repeating" not in self._omitted and state.sessions.get(session, 0) > writer.sequence:
             return "found itself", 0, 0
-        if kind == "claim" and _CLAIM in self.history.names[node]:
+        if kind == "claim" and CLAIM in self.history.names[node]:
             return "refused", 0, 0
         choice, revives, revokes = writer.choice, False, True
         if kind == "adopt" and self._is_gone(node, -choice):
@@ -531,7 +323,7 @@ class Model:
                     return "revoked" if conflict.rule == 1 else "refused", 0, 0
                 if "session" in conflict.fields:
                     revokes = False
-                    if _uploader(-choice) == index:
+                    if uploader(-choice) == index:
                         continue
                 elif stratum(abs(choice)) in state.strata:
                     revives = choice > 0
@@ -556,7 +348,7 @@ class Model:
         self, node: int, index: int, writer: Writer, *, choice: int, revives: bool = False, revokes: bool = True
     ) -> Record:
         kind, *details = self.scenario.writers[index][writer.step]
-        label, batch = _label(index, writer.step), Batch()
+        named, batch = label(index, writer.step), Batch()
         record = Record(
             self._sessions[index, writer.spare],
             writer.sequence + 1,
@@ -565,11 +357,11 @@ class Model:
             batches=[batch],
         )
         if kind in ("put", "adopt", "open", "finish"):
-            batch.reference_names, batch.reference_keys = [label], [details[-1].to_bytes(32, "big")]
+            batch.reference_names, batch.reference_keys = [named], [details[-1].to_bytes(32, "big")]
         else:
-            batch.names, batch.values = [label], [b""]
+            batch.names, batch.values = [named], [b""]
         if kind == "claim":
-            batch.names, batch.values = [label, _CLAIM], [b"", b""]
+            batch.names, batch.values = [named, CLAIM], [b"", b""]
         elif kind == "drop":
             batch.deletes = [details[0]]
         elif kind in ("sweep", "adopt"):
@@ -578,7 +370,7 @@ class Model:
             record.strata_removed = [stratum(details[0])]
         if choice < 0:
             record.strata_added = [self._added(-choice, is_active=kind == "open")]
-        elif choice and not ("rely on own strata" in self._omitted and _uploader(choice) == index):
+        elif choice and not ("rely on own strata" in self._omitted and uploader(choice) == index):
             record.relied = [stratum(choice)]
             record.revived = record.relied if revives else []
         return record
@@ -747,15 +539,6 @@ class Model:
                 return
         if needed:
             raise Violation(READER)
-
-
-def _uploader(number: int) -> int:
-    """The writer that uploads a stratum; -1 for those that are there from the beginning."""
-    return max(-1, (number - OWN) // 2 // _STEPS_MAX)
-
-
-def _label(index: int, step: int) -> bytes:
-    return b"commit %d.%d" % (index, step)
 
 
 def _with(world: World, index: int, actor: Any) -> World:

@@ -10,30 +10,15 @@ record, which is refused); an active stratum does not shrink; a kill lists somet
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
-from typing import NamedTuple
 
 import pytest
 
-from basin.engine import state as rules
-from tests.engine.log_model import (
-    ACKNOWLEDGED,
-    CHILD,
-    DELETED,
-    DIFFERENT,
-    LOST,
-    PARENT,
-    READER,
-    REFUSED,
-    REPEATED,
-    STUCK,
-    UNREAD,
-    Scenario,
-    Violation,
-    explore,
-)
+from tests.engine.log_model import ACKNOWLEDGED, DELETED, LOST, READER, REFUSED, REPEATED, explore
+from tests.engine.log_model_history import DIFFERENT, STUCK, UNREAD, Violation
+from tests.engine.log_model_sabotage import Rule, leave_out
+from tests.engine.log_model_scenario import CHILD, PARENT, Scenario
 
 WORLDS_MIN = 100_000
 PUT = ("put", PARENT)
@@ -176,16 +161,6 @@ def test_in_no_world_is_an_invariant_broken() -> None:
 
 def test_a_careless_adopter_is_held_by_the_rule() -> None:
     assert explore(CARELESS).worlds > 1000
-
-
-class Rule(NamedTuple):
-    """A rule, the lines of a function of `state` that hold it, and the same lines without it."""
-
-    name: str
-    scenario: Scenario
-    broken: set[str]
-    function: str
-    changes: dict[str, str]
 
 
 RULES = [
@@ -352,19 +327,8 @@ RULES = [
 ]
 
 
-def leave_out(rule: Rule, patch: pytest.MonkeyPatch) -> None:
-    """Put a copy of the rule's function, without the rule, in its place."""
-    source = inspect.getsource(getattr(rules, rule.function))
-    for lines, without in rule.changes.items():
-        assert source.count(lines) == 1, lines
-        source = source.replace(lines, without)
-    copy: dict[str, object] = {}
-    exec(compile("from __future__ import annotations\n" + source, rule.function, "exec"), rules.__dict__, copy)
-    patch.setattr(rules, rule.function, copy[rule.function])
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_without_a_rule_of_apply_an_invariant_breaks(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_rule_of_apply_an_invariant_breaks(rule: Rule[Scenario], monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out(rule, monkeypatch)
     with pytest.raises(Violation) as caught:
         explore(rule.scenario)
