@@ -18,11 +18,14 @@ from basin import errors
 if TYPE_CHECKING:
     from basin.api import Database, ingest, open  # noqa: A004  # `basin.open`, as in `gzip.open`
     from basin.engine.basin import Change, LogEntry
+    from basin.engine.copying import CopyReport
+    from basin.engine.export import ExportReport
     from basin.engine.ingest import Report, Ticket
     from basin.engine.options import Options
     from basin.engine.repair import RepairAction
     from basin.engine.secret import Secret
     from basin.engine.secrets import SlotInfo
+    from basin.engine.thawing import ThawReport
     from basin.engine.verify import Finding
     from basin.errors import BasinError, Conflict
     from basin.terms import ContentKey, Head, PartAddress, Position, Ref
@@ -33,7 +36,9 @@ _MODULES: Final = {
     "Change": "basin.engine.basin",
     "Conflict": "basin.errors",
     "ContentKey": "basin.terms",
+    "CopyReport": "basin.engine.copying",
     "Database": "basin.api",
+    "ExportReport": "basin.engine.export",
     "Finding": "basin.engine.verify",
     "Head": "basin.terms",
     "LogEntry": "basin.engine.basin",
@@ -45,6 +50,7 @@ _MODULES: Final = {
     "Report": "basin.engine.ingest",
     "Secret": "basin.engine.secret",
     "SlotInfo": "basin.engine.secrets",
+    "ThawReport": "basin.engine.thawing",
     "Ticket": "basin.engine.ingest",
     "ingest": "basin.api",
     "open": "basin.api",
@@ -55,7 +61,9 @@ __all__ = [
     "Change",
     "Conflict",
     "ContentKey",
+    "CopyReport",
     "Database",
+    "ExportReport",
     "Finding",
     "Head",
     "LogEntry",
@@ -67,6 +75,7 @@ __all__ = [
     "Report",
     "Secret",
     "SlotInfo",
+    "ThawReport",
     "Ticket",
     "errors",
     "ingest",

@@ -110,7 +110,10 @@ class OutOfSpace(StorageError):
 
 
 class GrainNotReady(BasinError):
-    """The grain lies in cold storage and must be restored first. Fields: `object`, `tier`."""
+    """The grain lies in cold storage. Run `restore`, a command line, or call `db.thaw`; then read again.
+
+    Fields: `object`, `storage_class` (and `tier`, the same), `restore`.
+    """
 
 
 class RollbackDetected(BasinError):

@@ -107,6 +107,11 @@ class StratumId(bytes):
     def __repr__(self) -> str:
         return f"StratumId({self.hex()})"
 
+    @property
+    def time_ms(self) -> int:
+        """When the stratum was begun, by its writer's clock."""
+        return int.from_bytes(self[:6], "big")
+
 
 class Location(NamedTuple):
     """Where one grain lies: `length` is its whole stored size in bytes, checksum field included."""

@@ -5,6 +5,8 @@ Reading order for a newcomer: `Basin.put` -> `scopes.HandleScope.put` -> `core.C
 `names.find_row`.
 
 Invariants: a handle that was inherited through `fork` does nothing but raise `BasinClosed`; pickling is refused.
+
+Longer than most files because all that one handle offers stands in one place.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
+from basin.engine.compaction import Compaction, CompactionReport, Progress, plan
+from basin.engine.copying import CopyReport, all_spans, copy_names
 from basin.engine.core import Core
 from basin.engine.keyspace import (
     DEFAULT_KEYSPACE,
@@ -31,6 +35,7 @@ from basin.engine.keyspace import (
     prefix_of,
 )
 from basin.engine.log import Entry
+from basin.engine.plan import Step
 from basin.engine.repair import RepairAction, repair
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
@@ -39,6 +44,7 @@ from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
 from basin.errors import Conflict, CorruptionError, InvalidArgument, NameNotFound, ObjectMissing, PositionGone, ReadOnly
 from basin.format.layout import KEYSPACE_PREFIX_SIZE
+from basin.format.record import Pin, Record
 from basin.terms import ContentKey, Head, Position
 
 T = TypeVar("T")
@@ -466,6 +472,78 @@ class Basin(Names):
     def repair(self, *, dry_run: bool = True) -> list[RepairAction]:
         """Mend what `check` names from what can be read; by default only say what would be done."""
         return repair(self._core, dry_run=dry_run)
+
+    def compact(
+        self,
+        *,
+        prune: bool = True,
+        grace_s: float | None = None,
+        rate: float = 0,
+        rewrite_cold: bool = False,
+        stop: threading.Event | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> CompactionReport:
+        """Keep the basin small and fast: merge runs, strata and indexes; with `prune`, let go of what nothing needs.
+
+        Others may write and read meanwhile, and compact, too. What a prune finds dead is condemned, stays for `grace_s`
+        (by default the handle's option) and is deleted by a later run; a grace of 0 deletes at once, and is safe, but
+        an open batch that found such content stored gets a `Conflict` and must put it again. `rate`: bytes a second to
+        read and write at most. `rewrite_cold`: also strata in a cold storage class, which costs money. `stop` ends it
+        early at a safe point. Memory is bounded, whatever the size of the basin; cost: one pass over names, indexes and
+        links, and what is written anew. Damage is left to `repair` and stands in the report.
+        """
+        return Compaction(
+            self._core,
+            prune=prune,
+            grace_s=grace_s,
+            rate=rate,
+            rewrite_cold=rewrite_cold,
+            stop=stop,
+            progress=progress,
+        ).run()
+
+    def plan_compaction(self, *, prune: bool = True, grace_s: float | None = None) -> list[Step]:
+        """What `compact` would do first, why, and how many bytes that reads, writes and frees. Writes nothing."""
+        self._core.require_open()
+        return plan(self._core, prune=prune, grace_s=grace_s)
+
+    def pin(self, label: str, position: Position | None = None) -> Position:
+        """Keep a position (default: the newest) readable by `at` until `unpin`; returns it.
+
+        Old versions and contents that it shows are kept. Raises `PositionGone` below the history floor.
+        """
+        core = self._core
+        core.require_writable()
+        core.commit_pending()
+        pinned = core.state.position if position is None else position
+        self._past_scope(pinned).closed = True
+        added = Pin(label.encode(), pinned)
+        if not core.append(lambda now: Record(pins_added=[added]) if pinned >= now.floor else None):
+            raise PositionGone(f"position {pinned} is below the history floor", position=pinned, floor=core.state.floor)
+        return pinned
+
+    def unpin(self, label: str) -> None:
+        """Let go of a pinned position. No error if there is none of that label."""
+        self._core.require_writable()
+        name = label.encode()
+        self._core.append(lambda now: Record(pins_removed=[name]) if name in now.pins else None)
+
+    def pins(self) -> dict[str, Position]:
+        """The pinned positions."""
+        self._core.refresh()
+        return {name.decode(errors="replace"): position for name, position in self._core.state.pins.items()}
+
+    def import_from(self, source: Basin, *, progress: Callable[[int, int | None], None] | None = None) -> CopyReport:
+        """Copy every name of another open basin, such as a flat file, and all contents they reach; durable on return.
+
+        All keyspaces come, with expiry, references, roots and links. Of equal names the source's value counts. What is
+        here already is not read again, so importing twice changes nothing. In batches of bounded size, not in one step.
+        `progress` is called with the bytes of contents copied. Raises what reading the source raises, and `Conflict` if
+        somebody collects meanwhile what was found here: import again.
+        """
+        self._core.require_writable()
+        with source.view() as view:
+            return copy_names(view.scope, self, all_spans(view.scope, self), progress)
 
     @property
     def secrets(self) -> Secrets:

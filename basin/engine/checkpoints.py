@@ -17,6 +17,7 @@ from basin.engine.state import state_to_map
 from basin.errors import AlreadyExists, CorruptionError, ObjectMissing
 from basin.format.checkpoint import encode_checkpoint
 from basin.format.record import Record
+from basin.terms import Position
 
 if TYPE_CHECKING:
     from basin.engine.core import Core
@@ -53,12 +54,19 @@ def checkpoint(core: Core) -> None:
             core.log.remove_through(needed, core.cursor, checkpoint=state.position, generation=core.keyring.generation)
 
 
-def raise_floor(core: Core) -> None:
-    """Let go of history that is older than `history_s`, or longer than `history_size`."""
+def due_floor(core: Core) -> Position:
+    """Up to where history is older than `history_s`, or longer than `history_size`, and not pinned."""
     state = core.state
     oldest_ms = time.time_ns() // 1_000_000 - int(core.options.history_s * 1000)
     floor = max([mark.position for mark in state.marks if mark.time_ms <= oldest_ms], default=0)
+    if state.time_ms <= oldest_ms:
+        floor = state.position  # Marks are some seconds apart.
     floor = max(floor, core.log.position_within(core.options.history_size))
-    floor = min(floor, state.position, *state.pins.values())
+    return max(state.floor, min(floor, state.position, *state.pins.values()))
+
+
+def raise_floor(core: Core) -> None:
+    """Let go of history that is due."""
+    state, floor = core.state, due_floor(core)
     if floor > state.floor:
         core.append(lambda now: Record(floor=floor) if floor > now.floor else None)

@@ -9,6 +9,8 @@ Invariants:
   stratum still counts, because a compactor may be removing it meanwhile.
 - What is returned has the content key that was asked for: by its seal, or, in an open basin, by hashing it again.
 - Appending is serialised by one mutex; hashing, compressing and decompressing happen outside of it.
+
+Some lines longer than most files: putting and getting are two halves of one thought.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ _AHEAD_SIZE: Final = 256 << 10
 _contexts = threading.local()
 
 
+def links_digest(links: Sequence[bytes]) -> bytes:
+    """What tells one list of links from another."""
+    return blake3(b"".join(links)).digest(16)
+
+
 class Contents:
     """Puts and gets contents of one handle. Safe for threads."""
 
@@ -91,6 +98,8 @@ class Contents:
         """Held while appending, and by whoever switches or syncs strata."""
         self.damaged: frozenset[bytes] = frozenset()
         """Content keys whose grains are known to be damaged: they do not count as found."""
+        self.linked: Relied = {}
+        """What the grains with links that this handle appended link to, and where that lies; until it is logged."""
         self.new_count = self.new_size = self.found_count = self.found_size = self.stored_size = 0
 
     # --- putting ----------------------------------------------------------------------------------------------------
@@ -113,12 +122,14 @@ class Contents:
         size = len(content) if counted is None else counted
         if self._is_there(key, relied, links, size):
             return
+        marked = key + links_digest(links) if links else key
         codec, data = compress(join_links(links, content) if links else content, self._compressor())
         flags = FLAG_LINKS if links else 0
         with self.mutex:
             writer = self._writer_for(StratumKind.META if links else StratumKind.DATA)
             location = writer.append(kind, self._map.grain_key(key), codec, flags, data)
-            relied[key] = location.stratum
+            relied[marked] = location.stratum
+            self.linked.update((link, relied[link]) for link in links)
         self._count_new(size, location)
 
     def _is_there(self, key: bytes, relied: Relied, links: Sequence[bytes], size: int) -> bool:
@@ -126,7 +137,7 @@ class Contents:
         place = self._duplicate(self._map.grain_key(key), key, links)
         if place is None:
             return False
-        self._rely(relied, key, place)
+        self._rely(relied, key + links_digest(links) if links else key, place)
         self.found_count += 1
         self.found_size += size
         return True
@@ -171,6 +182,15 @@ class Contents:
             except ObjectMissing:
                 self._reload()
         return search()
+
+    def find_linked(self, key: bytes, digest: bytes) -> Location | None:
+        """Where a grain of `key` lies that has the links of which `digest` is."""
+        grain_key = self._map.grain_key(key)
+        for place in self._locator.find_all(grain_key):
+            with contextlib.suppress(ObjectMissing, CorruptionError):
+                if links_digest(self._read(place, grain_key)[1].links) == digest:
+                    return place
+        return None
 
     def _is_readable(self, key: bytes) -> bool:
         """Whether a content that was recorded as damaged has been put again since."""

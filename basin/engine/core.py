@@ -78,9 +78,9 @@ from basin.format.layout import (
     RECORD_MAGIC,
     StratumKind,
 )
-from basin.format.record import Batch, FrameCipher, NameRun, Record, StratumAdded, chain_hash, encode_record
+from basin.format.record import Batch, FrameCipher, IndexRun, NameRun, Record, StratumAdded, chain_hash, encode_record
 from basin.storage.protocol import LockFile, Storage
-from basin.terms import ContentKey, Position, StratumId
+from basin.terms import CONTENT_KEY_SIZE, ContentKey, Position, StratumId
 
 BATCH_INLINE_MAX: Final = MIB
 """A batch above this is written as a run of names and adopted by its record."""
@@ -172,6 +172,8 @@ class Core:
         self.open_batches: weakref.WeakSet[Pending] = weakref.WeakSet()
         """Batches that go on: what they rely on is kept from being collected."""
         self._kept_at = time.monotonic()
+        self._links: Relied = {}
+        """What grains link to that were appended, and that no record relies on yet."""
         self._pending_mutex = threading.Lock()
         self._refreshed = time.monotonic()
         self._timer: threading.Thread | None = None
@@ -517,6 +519,27 @@ class Core:
                 except BasinError as error:
                     self._unreported = error  # Whoever uses the handle next, or closes it, is told.
 
+    def _take_links(self) -> None:
+        """What is about to be synced links to these. Under the commit mutex and the contents' mutex."""
+        self._links.update(self.contents.linked)
+        self.contents.linked = {}
+
+    def _rely_on_links(self, record: Record) -> None:
+        """A record that adds grains with links relies on what they link to, also for batches that lost.
+
+        Their grains stay, and whoever finds one later may refer to it.
+        """
+        links = {**self._links, **dict(self.contents.linked)}
+        if not links or not any(one.kind == StratumKind.META for one in record.strata_added):
+            return
+        try:
+            needed, revived = self._check_relied(links)
+        except Conflict as error:
+            self.poison(error)
+            raise
+        record.relied = sorted({*record.relied, *needed})
+        record.revived = sorted({*record.revived, *revived})
+
     def relied_by_batches(self) -> set[StratumId]:
         """The strata that changes rely on which are not logged yet."""
         waiting = [*self.open_batches, self._pending, *self._committing]
@@ -545,7 +568,7 @@ class Core:
 
         def build(_: State) -> Record | None:
             missing = self._still_to_log(landed)
-            return Record(strata_added=missing) if missing else None
+            return Record(strata_added=missing, index_runs_added=self.own_strata.runs_of(missing)) if missing else None
 
         if landed:
             self.append(build)
@@ -657,6 +680,7 @@ class Core:
             for pending in group:
                 pending.batch = self._encode_batch(pending)
             with self.contents.mutex:
+                self._take_links()
                 added = self.own_strata.sync(self.state.strata)
             with self.log.exclusive():
                 if self.log.looks_first:
@@ -664,16 +688,21 @@ class Core:
                 while True:
                     accepted, relied, revived = self._accept(group)
                     added = self._still_to_log(self._without_refused_runs(group, added))
-                    if not accepted or self._append_record(
+                    self._require_generations(added)
+                    if not accepted:
+                        break
+                    if self._append_record(
                         Record(
                             batches=[pending.batch for pending in accepted if pending.batch is not None],
                             strata_added=added,
                             name_runs_added=[pending.run for pending in accepted if pending.run],
+                            index_runs_added=self.own_strata.runs_of(added),
                             relied=relied,
                             revived=revived,
                         ),
                         sync=self.options.sync != "never",
                     ):
+                        self._links.clear()
                         break
                     self._follow_winner()
         self.own_strata.settle(added, self.state.strata)
@@ -748,8 +777,15 @@ class Core:
 
     def _found_again(self, keys: Sequence[bytes]) -> set[StratumId]:
         """Where contents lie now whose strata are gone or condemned: in others if possible."""
-        places = self.locator.find_many([self.keyring.grain_keys.grain_key(key) for key in keys])
-        lost = [ContentKey(key) for key, place in zip(keys, places, strict=True) if place is None]
+        plain = [key for key in keys if len(key) == CONTENT_KEY_SIZE]
+        places = self.locator.find_many([self.keyring.grain_keys.grain_key(key) for key in plain])
+        lost = [ContentKey(key) for key, place in zip(plain, places, strict=True) if place is None]
+        for key in keys:
+            if len(key) > CONTENT_KEY_SIZE:  # One with links: another grain of it may keep other contents alive.
+                place = self.contents.find_linked(key[:CONTENT_KEY_SIZE], key[CONTENT_KEY_SIZE:])
+                places.append(place)
+                if place is None:
+                    lost.append(ContentKey(key[:CONTENT_KEY_SIZE]))
         if lost:
             raise Conflict(
                 f"{len(lost)} contents were removed since they were found; put them again", content_keys=lost
@@ -760,6 +796,7 @@ class Core:
         """Complete, check and append a record; False if somebody else came first. Under commit mutex and log lock."""
         state = self.state
         self._require_session(record)
+        self._rely_on_links(record)
         kept = self._condemned_by_mistake(state)
         if kept:
             record.relied = sorted({*record.relied, *kept})
@@ -814,6 +851,18 @@ class Core:
         )
         self.poison(error)
         raise error
+
+    def _require_generations(self, strata: Sequence[StratumAdded]) -> None:
+        """Strata under keys that were dropped since count nowhere: the handle that wrote them writes no more."""
+        for added in strata:
+            if added.generation in self.state.generations_dropped:
+                error = Conflict(
+                    f"generation {added.generation} of the keys was dropped while this handle wrote under it: reopen "
+                    "the basin, and write again",
+                    generation=added.generation,
+                )
+                self.poison(error)
+                raise error
 
     def _append_frame(self, frame: bytes, record: Record, *, sync: bool) -> Cursor | None:
         """Append; on a full disk, a record that only deletes gets the reserve."""
@@ -947,11 +996,19 @@ class Core:
             return self.own_strata.switch(kind)
 
     def commit_strata(
-        self, strata: Sequence[StratumAdded], rows: Sequence[tuple[bytes, int, bytes]], relied: Relied
+        self,
+        strata: Sequence[StratumAdded],
+        rows: Sequence[tuple[bytes, int, bytes]],
+        relied: Relied,
+        runs: Sequence[IndexRun] = (),
     ) -> None:
-        """Add finished strata of this session that workers wrote, and the names that refer to them, in one record."""
+        """Add finished strata of this session that workers wrote, and the names that refer to them, in one record.
+
+        `runs` are the index runs among them.
+        """
         with self.commit_mutex:
-            self.own_strata.add(strata, self.state.strata)
+            self._links.update(relied)  # They may be parents, and are logged also if the names lose.
+            self.own_strata.add(strata, self.state.strata, runs)
             pending = Pending(written=True)
             pending.names.put_all(rows)
             pending.relied.update(relied)
@@ -987,6 +1044,25 @@ class Core:
         if self._unreported is not None:
             raise self._unreported
 
+    def finish_strata(self) -> None:
+        """End this handle's active strata, and log them: nobody collects what is still being appended to."""
+        with self.commit_mutex:
+            if not self.session:
+                return
+            with self._poisoning(()), self.contents.mutex:
+                self._take_links()
+                added = self.own_strata.finish_all()
+
+            def build(_: State) -> Record | None:
+                missing = self._still_to_log(added)
+                return (
+                    Record(strata_added=missing, index_runs_added=self.own_strata.runs_of(missing)) if missing else None
+                )
+
+            if added and self.append(build):
+                self._links.clear()
+                self.own_strata.settle(added, self.state.strata)
+
     def _end_session(self) -> None:
         with self.commit_mutex:
             waiting = self._enqueue()
@@ -996,16 +1072,19 @@ class Core:
             if not self.session:
                 return
             with self._poisoning(()), self.contents.mutex:
+                self._take_links()
                 added = self.own_strata.finish_all()
             session = self.session
+
+            def build(state: State) -> Record | None:
+                if session not in state.sessions:
+                    return None
+                missing = self._still_to_log(added)
+                runs = self.own_strata.runs_of(missing)
+                return Record(strata_added=missing, index_runs_added=runs, sessions_ended=[session])
+
             with contextlib.suppress(CommitUnknown):  # All that was changed is committed; the session ends in time.
-                self.append(
-                    lambda state: (
-                        Record(strata_added=self._still_to_log(added), sessions_ended=[session])
-                        if session in state.sessions
-                        else None
-                    )
-                )
+                self.append(build)
             if not self.is_remote:
                 self.storage.delete(f"{SESSION_FOLDER}/{session:020d}")
             self.own_strata.session = 0

@@ -30,11 +30,13 @@ from basin.format.layout import (
     ENTRY_PLACE,
     INDEX_ENTRY_SIZE,
     PAGE_SIZE,
+    PAGES_PER_GRAIN,
     STRATUM_FOOTER_SIZE,
     STRATUM_HEADER_SIZE,
     Kind,
     StratumKind,
 )
+from basin.format.record import StratumAdded
 from basin.format.scan import Damage, scan_grains
 from basin.terms import CONTENT_KEY_SIZE, Location, StratumId
 
@@ -110,9 +112,42 @@ class IndexReader:
         return list(decode_page(self.page(number)))
 
     def entries(self, start_page: int, stop_page: int) -> Entries:
-        """All entries of a range of pages, which are read for a merge and not kept."""
-        pages = [self.page(number, keep=False) for number in range(start_page, stop_page)]
-        return np.frombuffer(b"".join(pages), dtype=ENTRY)
+        """All entries of a range of pages, which are read for a merge and not kept: one read for neighbours."""
+        stretches = []
+        while start_page < stop_page:
+            stop = min(stop_page, (start_page // PAGES_PER_GRAIN + 1) * PAGES_PER_GRAIN)
+            stretches.append(self._stretch(start_page, stop))
+            start_page = stop
+        return np.frombuffer(b"".join(stretches), dtype=ENTRY)
+
+    def _stretch(self, start_page: int, stop_page: int) -> bytes:
+        """Verified pages of one grain of pages."""
+        offset, _ = self.directory.page_extent(start_page)
+        last, size = self.directory.page_extent(stop_page - 1)
+        data = self._reader.read_raw(offset, last + size - offset)
+        for number in range(start_page, stop_page):
+            if self._verified[number]:
+                continue
+            at = (number - start_page) * PAGE_SIZE
+            try:
+                self.directory.verify_page(number, data[at : at + PAGE_SIZE])
+            except CorruptionError:
+                # Looked at closer: another reading may be whole, and the error says where this one is not.
+                return b"".join([self.page(one, keep=False) for one in range(start_page, stop_page)])
+            self._verified[number] = 1
+        return data
+
+    def pages_near(self, prefixes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """The pages that may hold keys with these first 8 bytes, sorted, each once."""
+        leading = (prefixes >> np.uint64(32)).astype(np.uint32)
+        firsts = self.directory.firsts
+        low = np.maximum(np.searchsorted(firsts, leading, side="left") - 1, 0)
+        high = np.searchsorted(firsts, leading, side="right")
+        counts = np.maximum(high - low, 0)
+        # Nearly always one or two pages a key; more only where many keys share their first 4 bytes.
+        starts = np.repeat(low, counts)
+        within = np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.unique(starts + within).astype(np.int64)
 
 
 class Scanned(NamedTuple):
@@ -167,6 +202,14 @@ class GrainLocator:
         with self._swap:
             self._own_finished[writer.id] = IndexReader(reader, directory, self._readers.page_cache)
             self._writers = [one for one in self._writers if one is not writer]
+            self._rebuild_search()
+
+    def strata_indexed(self, run: StratumAdded, strata: Sequence[StratumId], directory: IndexDirectory) -> None:
+        """Search a run of indexes for grains of own finished data strata, and no longer those strata themselves."""
+        reader = self._readers.get(StratumKind.INDEX, run.id, run)
+        index = IndexReader(reader, directory, self._readers.page_cache)
+        with self._swap:
+            self._own_finished.update(dict.fromkeys(strata, index))
             self._rebuild_search()
 
     def writer_abandoned(self, writer: StratumWriter) -> None:
@@ -235,7 +278,7 @@ class GrainLocator:
             self._indexes, self._scanned, self._broken = wanted, scanned, broken
             self._condemned = frozenset(identity for listed in state.condemns.values() for identity in listed)
             self._countable = dict.fromkeys(state.strata.keys() - self._condemned)
-            for identity in (*wanted, *gone):
+            for identity in (*wanted, *covered, *gone):
                 self._own_finished.pop(identity, None)
             self._state = state
             self._rebuild_search()
@@ -260,7 +303,8 @@ class GrainLocator:
         self._readers.prefetch(wanted)
 
     def _rebuild_search(self) -> None:
-        indexes = [*self._own_finished.values(), *self._indexes.values()]
+        # One index run may stand for several own strata, and under its own name.
+        indexes = {index.id: index for index in (*self._own_finished.values(), *self._indexes.values())}.values()
         self._search = tuple(sorted(indexes, key=lambda index: -index.directory.count))
 
     def _open_index(self, kind: int, identity: StratumId) -> IndexReader:
@@ -418,7 +462,7 @@ class GrainLocator:
                 return writer.kind
         own = self._own_finished.get(identity)
         if own is not None:
-            return own.kind
+            return StratumKind.DATA if own.kind == StratumKind.INDEX else own.kind
         known = self._state.strata.get(identity) if self._state is not None else None
         if known is None:
             raise ObjectMissing(f"stratum {identity} was removed", object=str(identity), operation="find")

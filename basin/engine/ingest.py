@@ -25,10 +25,11 @@ from basin.engine.contents import Relied
 from basin.engine.keyspace import ROOTS_KEYSPACE, prefix_of
 from basin.engine.secret import SOURCE_MEMORY, Secret
 from basin.engine.state import FINISHED
+from basin.engine.tiers import is_archived
 from basin.engine.writer import stratum_name
 from basin.errors import CorruptionError, InvalidArgument
 from basin.format.layout import ENTRY_INLINE, ENTRY_REFERENCE, MIB, StratumKind
-from basin.format.record import StratumAdded
+from basin.format.record import IndexRun, StratumAdded
 from basin.terms import ContentKey, Position, StratumId
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Ticket:
     options: dict[str, Any] = field(default_factory=dict)
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """May hold credentials, so it is not shown: whoever may send tickets may see them."""
+    data_storage_options: dict[str, Any] | None = field(default=None, repr=False)
+    """Those of the root of `data/`, where it has a root and options of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,17 @@ class Report:
     content_keys: list[bytes]
     bytes_in: int
     bytes_new: int
+    index_runs: list[tuple[Any, ...]] = field(default_factory=list)
+    """Runs among `strata`, with the strata that each covers: where `data/` is cold."""
 
 
 def make_ticket(
-    core: Core, url: str, secret: Secret | None, options: dict[str, Any], storage_options: dict[str, Any]
+    core: Core,
+    url: str,
+    secret: Secret | None,
+    options: dict[str, Any],
+    storage_options: dict[str, Any],
+    data_storage_options: dict[str, Any] | None = None,
 ) -> Ticket:
     """A ticket for workers of this handle; begins its session."""
     core.require_writable()
@@ -86,7 +96,7 @@ def make_ticket(
     if core.keyring.profile == "open":
         source = SOURCE_NONE
     place = url if core.is_remote else os.fspath(Path(url).absolute())
-    return Ticket(place, core.session, source, options, storage_options)
+    return Ticket(place, core.session, source, options, storage_options, data_storage_options)
 
 
 def write_items(core: Core, session: Position, items: Iterable[Item], full_name: Any) -> Report:
@@ -104,15 +114,17 @@ def write_items(core: Core, session: Position, items: Iterable[Item], full_name:
         keys += batch_keys
     with core.contents.mutex:
         strata = core.own_strata.hand_over()
+    own = {added.id for added in strata}
     contents = core.contents
     return Report(
         session,
         [tuple(added) for added in strata],
         rows,
-        {key: bytes(identity) for key, identity in relied.items()},
+        {key: bytes(identity) for key, identity in relied.items() if identity not in own},
         keys,
         contents.new_size + contents.found_size,
         contents.new_size,
+        [tuple(run) for run in core.own_strata.runs_of(strata)],
     )
 
 
@@ -173,21 +185,31 @@ def adopt(core: Core, reports: Iterable[Report]) -> Position:
     strata: list[StratumAdded] = []
     relied: Relied = {}
     rows: list[tuple[bytes, int, bytes]] = []
+    runs: list[IndexRun] = []
     for report in reports:
         if report.session != core.session:
             raise InvalidArgument("this report is of another handle's ticket", session=report.session)
         strata += [_verified(core, described) for described in report.strata]
         relied.update({key: StratumId(identity) for key, identity in report.relied.items()})
         rows += report.rows
-    core.commit_strata(strata, rows, relied)
+        runs += [
+            IndexRun(StratumId(identity), entries, list(covered)) for identity, entries, covered in report.index_runs
+        ]
+    core.commit_strata(strata, rows, relied, runs)
     return core.state.position
 
 
 def _verified(core: Core, described: tuple[Any, ...]) -> StratumAdded:
-    """A reported stratum, after comparing it with its file."""
+    """A reported stratum, after comparing it with its file; of one that cannot be read, only its length."""
     added = StratumAdded(StratumId(described[0]), *described[1:])
+    if added.kind == StratumKind.DATA and is_archived(core.options):
+        name = stratum_name(added.kind, added.id)
+        file = core.storage.open(name)
+        if file.size() != added.length or added.status != FINISHED or added.session != core.session:
+            raise CorruptionError(f"{name} is not what its worker reported", object=name, offset=0)
+        return added
     reader = core.readers.get(added.kind, added.id)
-    if added.kind not in (StratumKind.DATA, StratumKind.META) or reader.header.session != core.session:
+    if added.kind not in tuple(StratumKind) or reader.header.session != core.session:
         raise CorruptionError(f"{reader.name} is not of this session", object=reader.name, offset=0)
     footer = reader.footer()
     if reader.size() != added.length or footer.grain_count != added.grain_count or added.status != FINISHED:

@@ -11,8 +11,8 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -72,20 +72,28 @@ def flush(core: Core) -> bool:
     return done
 
 
-def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
-    """Replace neighbouring runs by one, without what nobody at or above the floor can see."""
+def never(_: int) -> None:
+    """Neither wait nor stop."""
+
+
+def merge_names(core: Core, window: Sequence[NameRun], pause: Callable[[int], None] = never) -> bool:
+    """Replace neighbouring runs by one, without what nobody at or above the floor can see.
+
+    `pause(bytes)` is called for what was read and written: it may wait, or raise to stop.
+    """
     core.ensure_session()
     state, tables = core.current
     wanted = {run.id for run in window}
     readers = [reader for reader in tables.runs if reader.run.id in wanted]
     ranges = [entry for reader in readers for entry in reader.ranges]
+    blocks = [run_entries(reader, pause) for reader in readers]
     floor = last_version(state.floor)
     # A deletion may go only when nothing older lies below it: in no other run, and not in the log behind `flushed`.
     bottom = min(floor, last_version(state.flushed)) if len(window) == len(state.name_runs) else 0
     kept_ranges = [entry for entry in ranges if entry[2] > bottom]
     run, added = write_run(
         core,
-        _merged_columns(readers, ranges, state.expire_through_ms, floor=floor, bottom=bottom),
+        merged_columns(blocks, ranges, state.expire_through_ms, floor=floor, bottom=bottom),
         kept_ranges,
         after=min(one.after for one in window),
         through=max(one.through for one in window),
@@ -109,19 +117,21 @@ def merge_names(core: Core, window: Sequence[NameRun]) -> bool:
     return done
 
 
-_Entry = tuple[bytes, int, int, bytes, int]
+SortedEntry: TypeAlias = tuple[bytes, int, int, bytes, int]
 """(name, inverted version, kind, value, expiry): sorts as a run wants it."""
 
 
-def _merged_columns(
-    readers: Sequence[RunReader], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int
+def merged_columns(
+    blocks: Sequence[Iterator[list[SortedEntry]]], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int
 ) -> Iterator[Columns]:
-    """The entries of several runs, merged block by block."""
-    blocks = [_block_entries(reader) for reader in readers]
+    """The entries of several sources, merged block by block, without what nobody sees any more (see `_retained`).
+
+    All versions of a name stand in one block of each source.
+    """
     waiting = [(entries, source) for source in blocks if (entries := next(source, []))]
     while waiting:
         pivot = min(entries[-1][0] for entries, _ in waiting)
-        taken: list[_Entry] = []
+        taken: list[SortedEntry] = []
         rest = []
         for entries, source in waiting:
             cut = bisect_right(entries, pivot, key=_name_of)
@@ -138,17 +148,25 @@ def _merged_columns(
             yield Columns(names, [~version for version in inverted], kinds, values, expiries)
 
 
-def _name_of(entry: _Entry) -> bytes:
+def _name_of(entry: SortedEntry) -> bytes:
     return entry[0]
 
 
-def _block_entries(reader: RunReader) -> Iterator[list[_Entry]]:
+def run_entries(reader: RunReader, pause: Callable[[int], None] = never) -> Iterator[list[SortedEntry]]:
+    """The entries of a run, block by block."""
     for number in range(len(reader.directory.firsts)):
         block = reader.block(number, keep=False)
+        pause(2 * reader.directory.lengths[number])
         yield _entries_of(block)
 
 
-def _entries_of(block: Block) -> list[_Entry]:
+def column_entries(columns: Columns) -> Iterator[list[SortedEntry]]:
+    """The same of columns in memory: one block."""
+    names, versions, kinds, values, expiries = columns
+    yield list(zip(names, [~version for version in versions], kinds, values, expiries, strict=True))
+
+
+def _entries_of(block: Block) -> list[SortedEntry]:
     count = len(block.names)
     versions = block.versions if block.versions is not None else [block.version] * count
     kinds = block.kinds if block.kinds is not None else [1] * count
@@ -157,12 +175,14 @@ def _entries_of(block: Block) -> list[_Entry]:
     return list(zip(block.names, inverted, kinds, block.values, expiries, strict=True))
 
 
-def _retained(entries: list[_Entry], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int) -> list[_Entry]:
+def _retained(
+    entries: list[SortedEntry], ranges: list[Range], expired_ms: int, *, floor: int, bottom: int
+) -> list[SortedEntry]:
     """Drop what nobody at or above version `floor` sees: superseded entries, and those that a range deletion covers.
 
     Up to version `bottom` nothing older lies below, so that deletions and expired entries may go as well.
     """
-    kept: list[_Entry] = []
+    kept: list[SortedEntry] = []
     name, settled = None, False
     for entry in entries:
         if entry[0] != name:
@@ -183,7 +203,9 @@ def _retained(entries: list[_Entry], ranges: list[Range], expired_ms: int, *, fl
 # --- grain indexes --------------------------------------------------------------------------------------------------
 
 
-def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> bool:
+def merge_indexes(
+    core: Core, sources: Sequence[tuple[int, StratumId, int]], pause: Callable[[int], None] = never
+) -> bool:
     """Replace several grain indexes by one index run."""
     core.ensure_session()
     known = {index.id: index for index in core.locator.indexes}
@@ -195,7 +217,7 @@ def merge_indexes(core: Core, sources: Sequence[tuple[int, StratumId, int]]) -> 
     if len(strata) > INDEX_STRATA_MAX:
         return False
     count = _count_alive(indexes, alive)
-    run, added = write_index_run(core, strata, count, _merge_entries(indexes, strata))
+    run, added = write_index_run(core, strata, count, _merge_entries(indexes, strata, pause))
     runs = {one.id for one in core.state.index_runs}
     removed = [identity for _, identity, _ in sources if identity in runs]
     done = core.append(
@@ -236,7 +258,9 @@ def _alive_parts(index: IndexReader, alive: Container[StratumId]) -> Iterator[En
         yield entries[counts[entries["stratum"]]]
 
 
-def _merge_entries(indexes: Sequence[IndexReader], strata: list[StratumId]) -> Iterator[Entries]:
+def _merge_entries(
+    indexes: Sequence[IndexReader], strata: list[StratumId], pause: Callable[[int], None]
+) -> Iterator[Entries]:
     """Entries of several indexes, sorted, renumbered to `strata`, in bounded memory."""
     numbers = {identity: number for number, identity in enumerate(strata)}
     waiting = []
@@ -258,7 +282,9 @@ def _merge_entries(indexes: Sequence[IndexReader], strata: list[StratumId]) -> I
             if left is not None:
                 rest.append((left, source, table))
         waiting = rest
-        yield sort_entries(join_entries(taken))
+        merged = sort_entries(join_entries(taken))
+        pause(2 * merged.nbytes)
+        yield merged
 
 
 def _next_part(source: Iterator[Entries], table: npt.NDArray[np.uint16]) -> Entries | None:

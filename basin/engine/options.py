@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from basin.engine.tiers import TIERS
 from basin.errors import InvalidArgument
 from basin.format.layout import MIB
 from basin.storage.requests import RequestPolicy
@@ -19,7 +20,7 @@ _DAY_S: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Sizes are bytes, times are seconds. All but the first three may differ from handle to handle.
+    """Sizes are bytes, times are seconds. All but the first five may differ from handle to handle.
 
     Stored at creation:
 
@@ -27,6 +28,10 @@ class Options:
       ones are stored once. 512: below it, a second look-up costs more than the copy.
     - `part_max`: content up to this size is one grain, above it a list of parts. 4 MiB bounds what one read must hold.
     - `part_size`: size of the parts (the last may be smaller).
+    - `data_url`: where `data/`, the grains of contents, lies instead: another folder for a basin on a disk, another
+      bucket or prefix for one in a bucket.
+    - `data_storage_class`: S3's storage class of the objects below `data/`, such as "STANDARD_IA" or "DEEP_ARCHIVE";
+      `basin.engine.tiers` lists them.
 
     Of this handle:
 
@@ -64,6 +69,8 @@ class Options:
     inline_max: int = 512
     part_max: int = 4 * MIB
     part_size: int = MIB
+    data_url: str = ""
+    data_storage_class: str = ""
     sync: Literal["commit", "interval", "never"] = "commit"
     sync_interval_s: float = 0.1
     refresh_interval_s: float = 1.0
@@ -109,12 +116,18 @@ class Options:
                 raise InvalidArgument(
                     f"{entry.name} is a number from {lowest} to {highest}, not {value!r}", option=entry.name
                 )
+        if self.data_storage_class and self.data_storage_class not in TIERS:
+            raise InvalidArgument(
+                f"data_storage_class is one of {', '.join(TIERS)}, not {self.data_storage_class!r}",
+                option="data_storage_class",
+            )
         if self.part_size > self.part_max:
             raise InvalidArgument("part_size is at most part_max", option="part_size")
 
     def stored(self) -> dict[str, Any]:
-        """What goes into `basin.json`."""
-        return {name: getattr(self, name) for name in STORED}
+        """What goes into `basin.json`: the numbers, and the texts that say something."""
+        values = {name: getattr(self, name) for name in STORED}
+        return {name: value for name, value in values.items() if value != "" or name not in _TEXTS}
 
     def request_policy(self) -> RequestPolicy:
         """How requests to a bucket are repeated."""
@@ -132,8 +145,8 @@ class Options:
         return self.threads or min(8, os.cpu_count() or 1)
 
 
-STORED: Final = ("inline_max", "part_max", "part_size")
-_TEXTS: Final = frozenset({"job", "cache_folder", "spool_folder"})
+STORED: Final = ("inline_max", "part_max", "part_size", "data_url", "data_storage_class")
+_TEXTS: Final = frozenset({"job", "cache_folder", "spool_folder", "data_url", "data_storage_class"})
 REMOTE_DEFAULTS: Final[dict[str, Any]] = {
     "sync_interval_s": 5.0,
     "refresh_interval_s": _DAY_S,
@@ -179,8 +192,9 @@ def make_options(given: dict[str, Any], stored: dict[str, Any] | None = None, *,
     unknown = sorted(set(given) - known)
     if unknown:
         raise InvalidArgument(f"unknown option {unknown[0]!r}; basin.Options lists all", option=unknown[0])
-    for name, value in (stored or {}).items():
-        if name in given and given[name] != value:
-            raise InvalidArgument(f"{name} was fixed at {value} when the basin was created", option=name)
+    if stored is not None:
+        for name, value in {"data_url": "", "data_storage_class": "", **stored}.items():
+            if name in given and given[name] != value:
+                raise InvalidArgument(f"{name} was fixed at {value!r} when the basin was created", option=name)
     defaults = REMOTE_DEFAULTS if remote else {}
     return Options(**{**defaults, **{name: value for name, value in (stored or {}).items() if name in STORED}, **given})

@@ -25,6 +25,7 @@ from basin.errors import (
     BasinError,
     ChecksumMismatch,
     CorruptionError,
+    GrainNotReady,
     ObjectMissing,
     TruncatedStratum,
     UnsupportedVersion,
@@ -51,7 +52,7 @@ from basin.storage.objects import ByteRange
 from basin.storage.protocol import Extent, ReadFile, Storage
 from basin.terms import Location, StratumId
 
-UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion)
+UNREADABLE: Final = (CorruptionError, ObjectMissing, UnsupportedVersion, GrainNotReady)
 """Why a stratum that the log lists cannot be read. Others still can: whoever catches these calls nothing absent."""
 
 CHANGED_IN_MEMORY: Final = (InvalidTag, zstandard.ZstdError)

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
+from basin.engine.cache import Cache
+from basin.engine.index import IndexReader
 from basin.engine.merging import write_index_run
+from basin.engine.rewrite import grains_end, walk_grains
 from basin.engine.state import ACTIVE, CUT, FINISHED, State, Stratum
+from basin.engine.tiers import is_archived, is_cold
 from basin.errors import BasinError, CorruptionError, ObjectMissing, StorageUnavailable
 from basin.format.grain import decode_header as decode_grain_header
 from basin.format.index import Entries, IndexEntry, entries_of
 from basin.format.layout import (
+    FLAG_LINKS,
     GRAIN_HEADER_SIZE,
     STRATUM_FOLDERS,
     STRATUM_FOOTER_SIZE,
@@ -79,8 +84,45 @@ def is_dead(core: Core, session: Position) -> bool:
 
 def revoke(core: Core, session: Position) -> None:
     """End a dead session: one record that keeps all it committed, and adopts what it had finished."""
-    strata: list[StratumAdded] = []
     runs: list[IndexRun] = []
+    needed: set[StratumId] = set()
+    done = False
+
+    def build(state: State) -> Record | None:
+        if session not in state.sessions:
+            return None
+        # The session may have gone on while we looked, and others may have merged what it had logged.
+        missing = [one for one in strata if one.id not in state.gone and _is_news(state, one)]
+        relied = [one for one in sorted(needed) if one in state.strata]
+        revived = [one for one in relied if state.strata[one].condemned]
+        if len(relied) < len(needed):
+            return None  # Something went that what is adopted links to: the next one who looks decides anew.
+        return Record(
+            sessions_revoked=[session], strata_added=missing, index_runs_added=runs, relied=relied, revived=revived
+        )
+
+    try:
+        strata = _taken_over(core, session, runs, needed)
+        done = core.append(build)
+    except (CorruptionError, ObjectMissing):
+        _forget(core, runs)  # A damaged stratum: the session stays until `repair` has written it anew.
+        raise
+    if not done:
+        _forget(core, runs)
+
+
+def _forget(core: Core, runs: list[IndexRun]) -> None:
+    """Delete indexes that no record names."""
+    for run in runs:
+        core.own_strata.delete(StratumKind.INDEX, run.id)
+
+
+def _taken_over(core: Core, session: Position, runs: list[IndexRun], needed: set[StratumId]) -> list[StratumAdded]:
+    """What the record that revokes a session adds; the indexes that are written for that go into `runs` at once.
+
+    What is adopted must find what it links to: `needed` are the strata where that lies.
+    """
+    strata: list[StratumAdded] = []
     for known in core.state.strata.values():
         if known.added.session == session and known.added.status == ACTIVE:
             cut, entries = cut_stratum(core, known)
@@ -89,16 +131,58 @@ def revoke(core: Core, session: Position) -> None:
                 run, added = write_index_run(core, [cut.id], len(entries), [entries])
                 runs.append(run)
                 strata.append(added)
-    strata += _unlogged_strata(core, session)
+    for added in _linked_strata(core, list(_unlogged_strata(core, session)), needed):
+        strata.append(added)
+        if added.kind == StratumKind.DATA and is_cold(core.options):
+            run, index = write_index_run(core, [added.id], added.grain_count, [_own_entries(core, added)])
+            runs.append(run)
+            strata.append(index)
+    return strata
 
-    def build(state: State) -> Record | None:
-        if session not in state.sessions:
-            return None
-        # The session may have gone on while we looked, and others may have merged what it had logged.
-        missing = [one for one in strata if one.id not in state.gone and _is_news(state, one)]
-        return Record(sessions_revoked=[session], strata_added=missing, index_runs_added=runs)
 
-    core.append(build)
+def _linked_strata(core: Core, adopted: list[StratumAdded], needed: set[StratumId]) -> list[StratumAdded]:
+    """Those strata whose every link leads to one of them, or to a stratum that counts, which goes into `needed`."""
+    while True:
+        indexes = [index for index in (_index_of(core, added) for added in adopted) if index is not None]
+        needed.clear()
+        dangling = [
+            added for added in adopted if added.kind == StratumKind.META and _dangles(core, added, indexes, needed)
+        ]
+        if not dangling:
+            return adopted
+        adopted = [added for added in adopted if added not in dangling]
+
+
+def _index_of(core: Core, added: StratumAdded) -> IndexReader | None:
+    if added.kind == StratumKind.DATA and is_archived(core.options):
+        return None
+    reader = core.readers.get(added.kind, added.id, added)
+    return IndexReader(reader, reader.directory(), Cache(0))
+
+
+def _dangles(core: Core, added: StratumAdded, indexes: Sequence[IndexReader], needed: set[StratumId]) -> bool:
+    """Whether a grain of a stratum links to what is nowhere."""
+    reader = core.readers.get(added.kind, added.id, added)
+    for offset, grain in walk_grains(reader, grains_end(added)):
+        header = decode_grain_header(grain)
+        if not header.flags & FLAG_LINKS:
+            continue
+        for link in reader.decode_grain(grain, offset, header.key)[1].links:
+            key = core.keyring.grain_keys.grain_key(link)
+            if any(next(index.find(key), None) for index in indexes if index.directory.may_contain(key)):
+                continue
+            place = core.locator.find(key)
+            if place is None:
+                return True
+            needed.add(place.stratum)
+    return False
+
+
+def _own_entries(core: Core, added: StratumAdded) -> Entries:
+    """All entries of a finished stratum's own index, of which it is the only one."""
+    reader = core.readers.get(added.kind, added.id)
+    index = IndexReader(reader, reader.directory(), Cache(0))
+    return index.entries(0, index.directory.page_count)
 
 
 def _is_news(state: State, added: StratumAdded) -> bool:
@@ -133,7 +217,9 @@ def _files(core: Core) -> Iterator[tuple[StratumKind, StratumId]]:
 
 
 def _header_of(core: Core, kind: StratumKind, identity: StratumId) -> StratumHeader | None:
-    """The header of a file, if it has one that is whole and its own."""
+    """The header of a file, if it has one that is whole and its own, and that can be read at once."""
+    if kind == StratumKind.DATA and is_archived(core.options):
+        return None
     name = f"{STRATUM_FOLDERS[kind]}/{identity}"
     try:
         header = decode_header(core.storage.read_file(name, STRATUM_HEADER_SIZE))
@@ -154,21 +240,23 @@ def _unlogged_strata(core: Core, session: Position) -> Iterator[StratumAdded]:
         if identity in core.state.strata or identity in core.state.gone or kind == StratumKind.INDEX:
             continue
         header = _header_of(core, kind, identity)
-        if header is None or header.session != session:
+        if header is None or header.session != session or header.generation in core.state.generations_dropped:
             continue
         with contextlib.suppress(BasinError):
-            added = _adoptable(core, kind, header)
+            added = adoptable(core, kind, header)
             if added is not None:
                 yield added
 
 
-def _adoptable(core: Core, kind: StratumKind, header: StratumHeader) -> StratumAdded | None:
-    """How a record describes a finished stratum, after hashing all of it; None if it holds names."""
+def adoptable(
+    core: Core, kind: StratumKind, header: StratumHeader, *, holds_names: bool = False
+) -> StratumAdded | None:
+    """How a record describes a finished stratum, after hashing all of it; None if it holds names, or contents."""
     reader = core.readers.get(kind, header.stratum_id)
     size = reader.size()
     footer = decode_footer(reader.read_raw(size - STRATUM_FOOTER_SIZE, STRATUM_FOOTER_SIZE), size)
     first = decode_grain_header(reader.read_raw(STRATUM_HEADER_SIZE, GRAIN_HEADER_SIZE))
-    if first.kind in (Kind.NAMES_BLOCK, Kind.NAMES_DIRECTORY):
+    if (first.kind in (Kind.NAMES_BLOCK, Kind.NAMES_RANGES, Kind.NAMES_DIRECTORY)) != holds_names:
         return None
     hasher = blake3()
     for offset in range(0, footer.length, _HASH_CHUNK):

@@ -1,72 +1,178 @@
-"""Writing strata anew: the grains of several go into new ones, sealed under the newest generation.
+"""Writing strata anew: grains of several go into new ones, sealed under the newest generation.
 
-Invariants: a grain that does not authenticate is never copied; memory is bounded; an output is durable before the one
-record that swaps it in.
+Invariants: a grain that does not authenticate is never copied; memory is bounded by a window of the input and the
+output's own index; an output is durable before the one record that swaps it in, and deleted if that is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
-from basin.engine.merging import remove_files
-from basin.engine.state import FINISHED
+from basin.engine.merging import never, remove_files
+from basin.engine.reader import StratumReader
+from basin.engine.state import ACTIVE, CUT, FINISHED
 from basin.engine.writer import StratumWriter
-from basin.format.layout import STRATUM_HEADER_SIZE, Kind, StratumKind
-from basin.format.record import Record
-from basin.format.scan import Damage, scan_grains
+from basin.errors import BasinError, CorruptionError
+from basin.format.grain import decode_header, verify_grain
+from basin.format.index import Entries, IndexEntry, entries_of
+from basin.format.layout import GRAIN_HEADER_SIZE, STRATUM_FOOTER_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
+from basin.format.record import Record, StratumAdded
 from basin.terms import StratumId
 
 if TYPE_CHECKING:
     from basin.engine.core import Core
 
+Place = tuple[int, int]
+"""Offset and length of a grain."""
+_WINDOW: Final = 4 << 20
+"""Bytes that are read together."""
+_GAP: Final = 64 << 10
+"""Bytes between two grains that are read along, because another read costs more."""
+_INDEX_KINDS: Final = frozenset({Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY})
 
-def merge_strata(core: Core, small: Sequence[StratumId]) -> bool:
-    """Copy all grains of small strata into one new stratum, and remove the small ones."""
+
+def grains_at(reader: StratumReader, places: Sequence[Place]) -> Iterator[bytes]:
+    """The grains at `places`, which are sorted, as they are stored and unverified; neighbours with one read."""
+    start = 0
+    while start < len(places):
+        begin, end = places[start][0], sum(places[start])
+        stop = start + 1
+        while stop < len(places) and places[stop][0] - end <= _GAP and sum(places[stop]) - begin <= _WINDOW:
+            end = sum(places[stop])
+            stop += 1
+        data = reader.read_raw(begin, end - begin)
+        for offset, length in places[start:stop]:
+            yield data[offset - begin : offset - begin + length]
+        start = stop
+
+
+def walk_grains(reader: StratumReader, stop: int, start: int = STRATUM_HEADER_SIZE) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of every grain before `stop`, verified; raise `CorruptionError` at the first bad one."""
+    offset, begin, data = start, start, b""
+    while offset < stop:
+        at = offset - begin
+        try:
+            if len(data) - at < GRAIN_HEADER_SIZE or len(data) - at < decode_header(data, at).stored_size:
+                begin, at = offset, 0
+                data = reader.read_raw(offset, min(_WINDOW, stop - offset))
+                size = decode_header(data).stored_size
+                if size > len(data):
+                    data = reader.read_raw(offset, min(size, stop - offset))
+            grain = data[at : at + decode_header(data, at).stored_size]
+            verify_grain(grain)
+        except BasinError as error:
+            raise reader.damage(offset, error.message) from error
+        yield offset, grain
+        offset += len(grain)
+
+
+def grains_end(added: StratumAdded) -> int:
+    """Where the grains of a stratum end, as far as the log vouches for them."""
+    return added.length if added.status in (ACTIVE, CUT) else added.length - STRATUM_FOOTER_SIZE
+
+
+def scanned_entries(core: Core, added: StratumAdded) -> Entries:
+    """The index entries of a stratum, from its grains, as far as the log vouches for them."""
+    rows = []
+    for offset, grain in walk_grains(core.readers.get(added.kind, added.id), grains_end(added)):
+        header = decode_header(grain)
+        if header.kind not in _INDEX_KINDS:
+            rows.append(IndexEntry(header.key, offset, len(grain), 0, header.kind, header.flags))
+    return entries_of(rows)
+
+
+class Rewriter:
+    """Copies grains into new strata of one kind, of this handle's session."""
+
+    def __init__(self, core: Core, kind: StratumKind, pause: Callable[[int], None]) -> None:
+        """`pause(bytes)` is called for what was read and written: it may wait, or raise to stop."""
+        self._core = core
+        self._kind = kind
+        self._pause = pause
+        self._writer: StratumWriter | None = None
+        self._finished: list[StratumAdded] = []
+
+    def copy_all(self, added: StratumAdded) -> None:
+        """Every grain of a stratum."""
+        reader = self._core.readers.get(added.kind, added.id)
+        for offset, grain in walk_grains(reader, grains_end(added)):
+            if grain[8] not in _INDEX_KINDS:
+                self._copy(reader, offset, grain)
+
+    def copy(self, added: StratumAdded, places: Sequence[Place]) -> None:
+        """Some grains of a stratum, sorted by their places."""
+        reader = self._core.readers.get(added.kind, added.id)
+        for (offset, _), grain in zip(places, grains_at(reader, places), strict=True):
+            try:
+                verify_grain(grain)
+            except CorruptionError as error:
+                again = reader.read_again(offset, len(grain))
+                if again is None:
+                    raise reader.damage(offset, error.message) from error
+                grain = again
+            self._copy(reader, offset, grain)
+
+    def _copy(self, reader: StratumReader, offset: int, grain: bytes) -> None:
+        header = decode_header(grain)
+        data = reader.unseal(grain, offset)
+        writer = self._writer
+        if writer is None or writer.is_full:
+            self._finish()
+            writer = self._writer = self._core.own_strata.create(self._kind)
+        writer.append(header.kind, header.key, header.codec, header.flags, data)
+        self._pause(2 * len(grain))
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+            self._finished.append(self._writer.describe(FINISHED))
+            self._writer = None
+
+    def finish(self) -> list[StratumAdded]:
+        """Make all durable; returns how a record describes the new strata."""
+        self._finish()
+        return self._finished
+
+    def discard(self) -> None:
+        """Delete what was written; no record names it."""
+        if self._writer is not None:
+            self._core.own_strata.discard(self._writer)
+            self._writer = None
+        for added in self._finished:
+            self._core.own_strata.delete(added.kind, added.id)
+        self._finished = []
+
+
+def merge_strata(core: Core, sources: Sequence[StratumId], pause: Callable[[int], None] = never) -> bool:
+    """Copy all grains of some strata of one kind into new ones, and remove the old ones."""
     core.ensure_session()
-    kind = StratumKind(core.state.strata[small[0]].added.kind)
-    writer = core.own_strata.create(kind)
+    strata = core.state.strata
+    rewriter = Rewriter(core, StratumKind(strata[sources[0]].added.kind), pause)
     try:
-        for identity in small:
-            _copy_grains(core, identity, writer)
-        writer.finish()
+        for identity in sources:
+            rewriter.copy_all(strata[identity].added)
+        added = rewriter.finish()
     except BaseException:
-        core.own_strata.discard(writer)
+        rewriter.discard()
         raise
-    added = writer.describe(FINISHED)
-    gone = set(small)
+    gone = set(sources)
     emptied = [run.id for run in core.state.index_runs if set(run.strata) <= gone]
     done = core.append(
         lambda now: (
             Record(
-                strata_added=[added],
-                strata_removed=[*small, *emptied],
+                strata_added=added,
+                strata_removed=[*sources, *emptied],
                 index_runs_removed=emptied,
                 files_kept=core.is_remote,
             )
-            if all(one in now.strata and not now.strata[one].condemned for one in small)
+            if all(one in now.strata and not now.strata[one].condemned for one in sources)
             else None
         )
     )
     if done:
-        remove_files(core, kind, small)
+        remove_files(core, StratumKind(strata[sources[0]].added.kind), sources)
         remove_files(core, StratumKind.INDEX, emptied)
     else:
-        core.own_strata.delete(kind, writer.id)
+        rewriter.discard()
     return done
-
-
-def _copy_grains(core: Core, identity: StratumId, writer: StratumWriter) -> None:
-    """Decrypt and seal again every grain of one stratum; raise `CorruptionError` at the first bad one."""
-    known = core.state.strata[identity].added
-    reader = core.readers.get(known.kind, identity)
-    data = memoryview(reader.read_raw(0, known.length))
-    stop = reader.grains_end(known.length, finished=known.status == FINISHED)
-    for found in scan_grains(data, STRATUM_HEADER_SIZE, stop):
-        if isinstance(found, Damage):
-            raise reader.damage(found.offset, found.reason)
-        header = found.header
-        if header.kind in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
-            continue
-        plain = reader.unseal(bytes(data[found.offset : found.offset + header.stored_size]), found.offset)
-        writer.append(header.kind, header.key, header.codec, header.flags, plain)

@@ -16,6 +16,8 @@ Rules (each found necessary by an explicit-state model; numbers as in the design
 7. A flushed run of names covers (flushed, through]; any other start is refused.
 8. The history floor only rises, never above a pin; pins below it are refused.
 9. Expiry moves forward only, and stays an hour behind the record's clock.
+10. A key generation is dropped once, never the newest, and never one of a stratum in the state; from then on no stratum
+    of it is added.
 """
 
 from __future__ import annotations
@@ -120,6 +122,8 @@ class State(NamedTuple):
     gone: dict[StratumId, Position] = {}  # noqa: RUF012  # never changed in place
     """Strata that were removed or killed while their session lives, and the session: who takes over from that must not
     take the file, which may still be there, for one that was never logged."""
+    generations_dropped: frozenset[int] = frozenset()
+    """Key generations whose keys are deleted, or will be: nothing that counts is sealed under them."""
 
     @property
     def head(self) -> Head:
@@ -175,6 +179,8 @@ def apply(state: State, record: Record, record_hash: bytes) -> State:
         changed["expire_through_ms"] = record.expire_through_ms
     if record.slots_added or record.slots_removed or record.generation:
         changed["slots"], changed["generation"] = _apply_slots(state, record)
+    if record.generations_dropped or (state.generations_dropped and record.strata_added):
+        changed["generations_dropped"] = _apply_drops(state, record, changed.get("strata", state.strata))
     if record.damaged:
         changed["damaged"] = state.damaged | frozenset(record.damaged)
     if not state.marks or record.time_ms - state.marks[-1].time_ms >= _MARK_EVERY_MS:
@@ -236,7 +242,7 @@ def _apply_strata(
             if known is None or known.condemned or known.relied > mark or known.added.status == ACTIVE:
                 raise Conflict(f"stratum {identity} was relied on after {mark}", rule=4, stratum=identity)
             strata[identity] = known._replace(condemned=position)
-        condemns[position] = list(listed)
+        condemns.setdefault(position, []).extend(listed)
     for condemn, listed in record.killed:
         if sorted(condemns.get(condemn, ())) != sorted(listed) or not listed:
             raise Conflict(f"condemn {condemn} no longer stands", rule=4)
@@ -357,6 +363,27 @@ def _apply_slots(state: State, record: Record) -> tuple[dict[str, bytes], int]:
     return slots, generation
 
 
+def _apply_drops(state: State, record: Record, strata: dict[StratumId, Stratum]) -> frozenset[int]:
+    """Rule 10. `strata` are those after the record."""
+    for generation in record.generations_dropped:
+        if generation >= state.generation:
+            raise Conflict(f"key generation {generation} is not older than {state.generation}", rule=10)
+        if generation in state.generations_dropped:
+            raise Conflict(f"key generation {generation} was dropped before", rule=10)
+        if any(known.added.generation == generation for known in strata.values()):
+            raise Conflict(f"strata of key generation {generation} still count", rule=10)
+    for added in record.strata_added:
+        if added.generation in state.generations_dropped:
+            raise Conflict(
+                f"stratum {added.id} was written under key generation {added.generation}, which was dropped since: "
+                "reopen the basin, and write it again",
+                rule=10,
+                stratum=added.id,
+                generation=added.generation,
+            )
+    return state.generations_dropped.union(record.generations_dropped)
+
+
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +413,7 @@ def state_to_map(state: State) -> dict[str, Any]:
         "jobs": list(state.jobs.items()),
         "gone": list(state.gone.items()),
         "retired": [[identity, *known] for identity, known in state.retired.items()],
+        "generations_dropped": sorted(state.generations_dropped),
     }
 
 
@@ -424,6 +452,7 @@ def state_from_map(fields: dict[str, Any]) -> State:
                 stratum_id(identity): Retired(unsigned(kind), unsigned(ms))
                 for identity, kind, ms in fields.get("retired", ())
             },
+            generations_dropped=frozenset(generation_number(one) for one in fields.get("generations_dropped", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError("a checkpoint is malformed") from error

@@ -8,6 +8,7 @@ Invariants:
 - What was finished stays in `_unlogged` until a record that describes it is in the log: also if a transaction that put
   contents there loses, for those of others stand beside them.
 - A file is deleted only if no record names it, or after the record that removed it.
+- Where `data/` is cold, a record that adds data strata also adds a run of their indexes (see `hot_indexes`).
 
 Switching and syncing happen under the contents' mutex; which record describes what is `core`'s business.
 """
@@ -18,22 +19,26 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
+from basin.engine.hot_indexes import HotIndexes
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.state import ACTIVE, FINISHED, Stratum
+from basin.engine.tiers import is_cold
 from basin.engine.writer import StratumWriter, stratum_name
 from basin.errors import StorageError
 from basin.format.layout import MIB, StratumKind
-from basin.format.record import StratumAdded
+from basin.format.record import IndexRun, StratumAdded
 from basin.storage.protocol import Storage
 from basin.terms import Position, StratumId
 
 STRATA_ABOUT: Final = 1000
 """A basin with more strata than this makes larger ones: every handle keeps a line of each in memory."""
+ACTIVE_PARENTS_MS: Final = 3_600_000
 STRATUM_SIZE_MAX: Final = 512 * MIB
 
 
@@ -53,14 +58,26 @@ class OwnStrata:
         self._sending: list[StratumWriter] = []
         """Complete, and not known to be durable."""
         self._unlogged: list[StratumAdded] = []
+        self._hot_indexes = HotIndexes()
+        self._is_cold = is_cold(options)
         self._is_remote = storage.objects is not None
         self.stored_size = 0
         """Bytes of all strata of the basin, about."""
 
     def writable(self, kind: StratumKind) -> StratumWriter | None:
-        """The active stratum of `kind` if there is room in it."""
+        """The active stratum of `kind` if there is room in it, and nobody has rotated the keys since it began."""
         writer = self._writers.get(kind)
-        return writer if writer is not None and not writer.is_full else None
+        return writer if writer is not None and not writer.is_full and self._is_current(writer) else None
+
+    def _is_current(self, writer: StratumWriter) -> bool:
+        return writer.generation == self._keyring.generation
+
+    def _may_grow(self, writer: StratumWriter) -> bool:
+        """Whether a stratum stays active. While it is, its generation of keys cannot be dropped, and if it holds links,
+        nothing that they lead to can be collected.
+        """
+        age_ms = time.time_ns() // 1_000_000 - writer.id.time_ms
+        return self._is_current(writer) and (writer.kind == StratumKind.DATA or age_ms < ACTIVE_PARENTS_MS)
 
     def switch(self, kind: StratumKind) -> StratumWriter:
         """Finish the active stratum of `kind`, if there is one, and begin another."""
@@ -88,11 +105,23 @@ class OwnStrata:
         directory = writer.complete()
         if not self._is_remote:
             writer.sync()
+        if self._is_cold and writer.kind == StratumKind.DATA:
+            self._hot_indexes.add(writer.id, writer.entries())
         del self._writers[writer.kind]
         self._sending.append(writer)
         self._locator.writer_finished(writer, directory)
         if not self._is_remote:
             self._land(self._sending)
+        if self._hot_indexes.is_full:
+            self._write_hot_index()
+
+    def _write_hot_index(self, only: Collection[StratumId] | None = None) -> None:
+        """Write the indexes of cold data strata that wait; from then on this handle, too, looks into that run."""
+        written = self._hot_indexes.write(partial(self.create, StratumKind.INDEX), self.discard, only)
+        if written is not None:
+            run, strata, directory = written
+            self._unlogged.append(run)
+            self._locator.strata_indexed(run, strata, directory)
 
     def _land(self, writers: Iterable[StratumWriter]) -> None:
         """Wait until complete strata are durable; then a record may describe them."""
@@ -104,13 +133,19 @@ class OwnStrata:
 
     def landed(self) -> list[StratumAdded]:
         """What can be logged now without waiting for anything."""
-        self._land(writer for writer in self._sending if writer.is_sent())
-        return list(self._unlogged)
+        sent = [writer for writer in self._sending if writer.is_sent()]
+        self._write_hot_index({writer.id for writer in sent})
+        self._land(sent)
+        held = self._hot_indexes.held_back({writer.id for writer in self._sending})
+        return [one for one in self._unlogged if one.id not in held]
 
     def sync(self, logged: Mapping[StratumId, Stratum]) -> list[StratumAdded]:
         """Make all contents durable; returns how a record describes the strata that grew since those in `logged`."""
         if self._is_remote:
             return self.finish_all()
+        for writer in [writer for writer in self._writers.values() if not self._may_grow(writer)]:
+            self._finish(writer)
+        self._write_hot_index()
         added = list(self._unlogged)
         for writer in self._writers.values():
             known = logged.get(writer.id)
@@ -123,6 +158,7 @@ class OwnStrata:
         """Finish the active strata; returns all that no record describes yet."""
         for writer in list(self._writers.values()):
             self._finish(writer)
+        self._write_hot_index()
         self._land(self._sending)
         return list(self._unlogged)
 
@@ -132,8 +168,18 @@ class OwnStrata:
         self._unlogged = []
         return described
 
-    def add(self, finished: Iterable[StratumAdded], logged: Collection[StratumId] = ()) -> None:
-        """The next record describes these, too, but for those that are in the log already."""
+    def runs_of(self, added: Sequence[StratumAdded]) -> list[IndexRun]:
+        """The index runs that a record names which adds these strata."""
+        return self._hot_indexes.runs_of(added)
+
+    def add(
+        self,
+        finished: Iterable[StratumAdded],
+        logged: Collection[StratumId] = (),
+        runs: Iterable[IndexRun] = (),
+    ) -> None:
+        """The next record describes these, too, but for those that are in the log already. `runs` lie in them."""
+        self._hot_indexes.adopt(runs)
         waiting = {one.id for one in self._unlogged}
         self._unlogged.extend(one for one in finished if one.id not in waiting and one.id not in logged)
 
@@ -142,6 +188,7 @@ class OwnStrata:
         for one in added:
             if one.id in logged and logged[one.id].added == one and one in self._unlogged:
                 self._unlogged.remove(one)  # In place: other threads append meanwhile.
+                self._hot_indexes.forget(one.id)
 
     def owns(self, identity: StratumId) -> bool:
         """Whether this handle is writing the stratum, or finished it and has not logged it yet."""
@@ -185,3 +232,4 @@ class OwnStrata:
             self._locator.writer_abandoned(writer)
         self._writers = {}
         self._sending = []
+        self._hot_indexes.clear()

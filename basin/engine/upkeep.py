@@ -23,6 +23,7 @@ from basin.engine.hints import read_hint
 from basin.engine.merging import flush, merge_indexes, merge_names
 from basin.engine.plan import plan_index_merge, plan_names_merge, plan_strata_merge
 from basin.engine.rewrite import merge_strata
+from basin.engine.tiers import is_cold
 from basin.errors import BasinError, CommitUnknown, OutOfSpace, StorageUnavailable
 from basin.format.record import Record
 
@@ -94,7 +95,7 @@ def _merge_runs(core: Core) -> None:
 
 
 def _merge_small_strata(core: Core) -> None:
-    small = plan_strata_merge(core.state)
+    small = plan_strata_merge(core.state, size_target=core.options.stratum_size, cold_data=is_cold(core.options))
     if small:
         merge_strata(core, small)
 

@@ -57,16 +57,56 @@ def decode_hint(data: bytes) -> Hint:
 
 
 class Stub(NamedTuple):
-    """The position of a checkpoint that holds the record, and the record's chain hash."""
+    """The position of a checkpoint that holds the record, and the record's chain hash.
+
+    `gap`: in a segment, how many bytes behind the stub belong to what it stands for, and are passed over.
+    """
 
     checkpoint: int
     hash: bytes
+    gap: int = 0
 
 
-def encode_stub(cipher: FrameCipher, position: int, stub: Stub, *, generation: int, randomness: bytes) -> bytes:
-    """The frame that replaces the record at `position`."""
+_CHECKPOINT_FIELD: Final = b"\xaacheckpoint"
+_HASH_FIELD: Final = b"\xa4hash"
+_GAP_FIELD: Final = b"\xa3gap\xce"
+_GAP_SIZE: Final = len(_GAP_FIELD) + 4
+_PADDING_FIELD: Final = b"\xa0\xc4"
+_PADDING_MIN: Final = len(_PADDING_FIELD) + 1
+
+
+def encode_stub(
+    cipher: FrameCipher, position: int, stub: Stub, *, generation: int, randomness: bytes, size: int = 0
+) -> bytes:
+    """The frame that replaces the record at `position`.
+
+    `size`: with the `gap` that it states (that of `stub` is not looked at) it takes exactly as many bytes; raises
+    `CorruptionError` if those are too few. Bytes of a gap are not part of what is returned.
+    """
     payload: bytes = msgpack.packb({"checkpoint": stub.checkpoint, "hash": stub.hash}, use_bin_type=True)
+    frame = cipher.seal(STUB_MAGIC, position, payload, generation=generation, randomness=randomness)
+    if not size or size == len(frame):
+        return frame
+    payload = _widened(payload, size - len(frame))
     return cipher.seal(STUB_MAGIC, position, payload, generation=generation, randomness=randomness)
+
+
+def _widened(payload: bytes, more: int) -> bytes:
+    """The same map, so that it takes `more` bytes, by itself or with the gap that it states.
+
+    Few bytes come from longer forms of the texts, or an empty field; many are a gap.
+    """
+    if more < 0:
+        raise CorruptionError(f"a stub does not fit into {-more} bytes less than it has")
+    if more == 1:
+        return payload.replace(_HASH_FIELD, b"\xd9\x04hash", 1)
+    if more == 2:
+        return _widened(payload, 1).replace(_CHECKPOINT_FIELD, b"\xd9\x0acheckpoint", 1)
+    fields = b"\x83" + payload[1:]
+    if more < _GAP_SIZE:
+        padding = more - _PADDING_MIN
+        return fields + _PADDING_FIELD + bytes([padding]) + bytes(padding)
+    return fields + _GAP_FIELD + (more - _GAP_SIZE).to_bytes(4, "big")
 
 
 def decode_stub(cipher: FrameCipher, frame: bytes, position: int) -> Stub:
@@ -76,7 +116,7 @@ def decode_stub(cipher: FrameCipher, frame: bytes, position: int) -> Stub:
         raise CorruptionError(f"this is not the stub of position {position}")
     fields: dict[str, Any] = unpack_map(payload)
     try:
-        stub = Stub(unsigned(fields["checkpoint"]), plain_bytes(fields["hash"]))
+        stub = Stub(unsigned(fields["checkpoint"]), plain_bytes(fields["hash"]), unsigned(fields.get("gap", 0)))
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError("a stub is malformed") from error
     if stub.checkpoint < position or len(stub.hash) != HASH_SIZE:

@@ -226,6 +226,11 @@ class IndexDirectory:
         self._tag_key = tag_key
         self._stratum_id = stratum_id
 
+    @property
+    def firsts(self) -> npt.NDArray[np.uint32]:
+        """The first 4 bytes of the first key of every page, as numbers."""
+        return np.frombuffer(self._firsts, dtype=np.uint32)
+
     def may_contain(self, key: bytes) -> bool:
         """False means absent for certain. About 0.5 µs."""
         bits = int.from_bytes(key[8:16], "little")

@@ -30,6 +30,7 @@ class Kind(enum.IntEnum):
     NAMES_DIRECTORY = 5
     INDEX_PAGES = 6
     INDEX_DIRECTORY = 7
+    NAMES_RANGES = 8
 
 
 class StratumKind(enum.IntEnum):

@@ -311,6 +311,8 @@ class Record:
     """Whether the files of the strata that this record removes or kills are deleted later, and listed until then."""
     files_deleted: list[StratumId] = field(default_factory=list)
     """Strata removed earlier whose kept files are gone now."""
+    generations_dropped: list[int] = field(default_factory=list)
+    """Key generations under which nothing is sealed any more: their keys are deleted behind this record."""
 
 
 _SHORT: Final = {
@@ -344,6 +346,7 @@ _SHORT: Final = {
     "job": "job",
     "files_kept": "fk",
     "files_deleted": "f-",
+    "generations_dropped": "g-",
 }
 """Names of the fields in the map: short, because a commit of one small name should be one small write."""
 _REQUIRED: Final = frozenset({"s", "q", "p", "t"})
@@ -538,6 +541,7 @@ _DECODERS: Final[dict[str, Any]] = {
     "job": plain_text,
     "files_kept": _boolean,
     "files_deleted": _stratum_ids,
+    "generations_dropped": lambda values: [generation_number(value) for value in values],
 }
 
 if {entry.name for entry in dataclasses.fields(Record)} != set(_SHORT) or set(_SHORT) != set(_DECODERS):

@@ -599,6 +599,15 @@ class BasinMachine(RuleBasedStateMachine):
         self.note()
         self.finish_transaction(abort=False)
 
+    @covers("compact")
+    @rule(who=handles, prune=st.booleans())
+    def compact(self, who: int, prune: bool) -> None:
+        """Nothing changes: what is dead is condemned, and stays for the grace."""
+        handle = self.handles[who]
+        handle.database.compact(prune=prune, grace_s=86_400.0)
+        handle.commit(self)
+        self.note()
+
     @covers("run")
     @rule(who=handles, name=bytes_names)
     def run_counter(self, who: int, name: bytes) -> None:
@@ -794,14 +803,21 @@ ELSEWHERE = {
     "adopt": "test_ingest",
     "check": "in every teardown, and test_corruption",
     "core": "for layers",
+    "export": "test_export",
+    "import_from": "test_copying",
     "ingest": "test_ingest",
+    "pin": "test_compaction",
+    "pins": "test_compaction",
+    "plan_compaction": "test_compaction",
     "repair": "test_corruption",
     "reserved_keyspace": "for layers",
     "resolve": "test_api: nothing is ever unknown on a disk",
     "scope": "for layers",
     "secrets": "test_keyring",
     "stats": "test_api",
+    "thaw": "test_cold",
     "ticket": "test_ingest",
+    "unpin": "test_compaction",
     "url": "an attribute",
 }
 MAPPING = {"__getitem__", "__setitem__", "__delitem__", "__contains__", "__iter__", "__len__", "__bool__"}

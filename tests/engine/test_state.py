@@ -307,6 +307,45 @@ def test_expiry_moves_forward_an_hour_behind_the_clock(log: Log) -> None:
     assert log.state.expire_through_ms == NOW_MS - EXPIRY_LAG_MS
 
 
+# --- rule 10 ----------------------------------------------------------------------------------------------------------
+
+
+def of_generation(number: int, generation: int) -> StratumAdded:
+    return added(number)._replace(generation=generation)
+
+
+def test_a_generation_is_dropped_once_when_a_newer_one_is_in_use(log: Log) -> None:
+    log.refuse(10, generations_dropped=[0])
+    log.add(generation=2)
+    log.refuse(10, generations_dropped=[2])
+    log.refuse(10, generations_dropped=[0, 3])
+    log.add(generations_dropped=[0])
+    log.refuse(10, generations_dropped=[0])
+    log.add(generations_dropped=[1])
+    assert log.state.generations_dropped == {0, 1}
+    assert log.state.generation == 2
+
+
+def test_a_generation_stays_while_a_stratum_of_it_counts(log: Log) -> None:
+    log.add(strata_added=[of_generation(5, 0), of_generation(6, 0)], generation=1)
+    mark = log.state.position
+    log.add(strata_removed=[stratum(5)], strata_added=[of_generation(7, 1)])
+    log.add(condemned=[Condemn(mark, [stratum(6)])])
+    log.refuse(10, generations_dropped=[0])
+    log.add(killed=[Kill(log.state.position, [stratum(6)])])
+    log.refuse(10, generations_dropped=[0], strata_added=[of_generation(8, 0)])
+    log.add(generations_dropped=[0])
+
+
+def test_no_stratum_of_a_dropped_generation_is_added(log: Log) -> None:
+    log.add(generation=1)
+    log.add(generations_dropped=[0])
+    log.refuse(10, strata_added=[of_generation(5, 0)])
+    log.refuse(10, strata_added=[of_generation(5, 1), of_generation(6, 0)])
+    log.add(strata_added=[of_generation(5, 1)])
+    assert log.state.generations_dropped == {0}
+
+
 # --- the state as a whole ---------------------------------------------------------------------------------------------
 
 
@@ -319,6 +358,7 @@ def full_state() -> State:
     log.add(condemned=[Condemn(mark, [stratum(5)])], slots_added=[Slot("a", b"public")], generation=3)
     log.add(name_runs_added=[run(6, 0, 2)], index_runs_added=[IndexRun(stratum(8), 1, [stratum(7)])])
     log.add(pins_added=[Pin(b"pin", 2)], floor=1, damaged=[digest(1)], expire_through_ms=NOW_MS - EXPIRY_LAG_MS)
+    log.add(generations_dropped=[1])
     log.state, _ = fold(log.state, log.record(session=77), digest(60))
     return log.state
 
@@ -331,7 +371,7 @@ def test_a_checkpoint_holds_the_whole_state() -> None:
     assert state_from_map(msgpack.unpackb(packed, strict_map_key=False)) == state
 
 
-LATER_FIELDS = ("named", "seen_ms", "jobs", "gone", "retired", "condemned_ms")
+LATER_FIELDS = ("named", "seen_ms", "jobs", "gone", "retired", "condemned_ms", "generations_dropped")
 """Fields that checkpoints of earlier versions lack."""
 
 
@@ -350,6 +390,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
     state = state_from_map({key: value for key, value in fields.items() if key not in LATER_FIELDS})
     assert state.named == state.position
     assert (state.seen_ms, state.jobs, state.gone, state.retired, state.condemned_ms) == ({}, {}, {}, {}, {})
+    assert state.generations_dropped == frozenset()
 
 
 def test_a_stratum_is_not_added_again_after_it_was_removed(log: Log) -> None:
