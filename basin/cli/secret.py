@@ -23,13 +23,14 @@ from basin.errors import SecretRequired
 
 if TYPE_CHECKING:
     from basin import Secret, SlotInfo
+    from basin.api import Database
 
 NEW_PASSPHRASE_VARIABLE: Final = "BASIN_NEW_PASSPHRASE"  # noqa: S105  (the name of a variable)
 
 
 @click.group(cls=Group)
 def secret() -> None:
-    """Add, remove, rotate and list the secrets that open the basin."""
+    """Add, remove and list the secrets that open the basin; rotate its master key, and drop old generations of it."""
 
 
 @secret.command("add")
@@ -78,7 +79,8 @@ def remove(target: Target, slot: str) -> None:
 def rotate(target: Target) -> None:
     """Start a new generation of the master key, for everything written from now on.
 
-    This takes nothing back: whoever held a secret could have kept the old master key and what it opens.
+    `basin-compact` then writes anew what there is, and `basin secret drop-generation` deletes the old keys. None of it
+    takes anything back: whoever held a secret could have kept the old master key and what it opens.
     """
     with target.open("w") as db:
         generation = db.secrets.rotate()
@@ -88,11 +90,35 @@ def rotate(target: Target) -> None:
         print_line(f"new generation {generation}")
 
 
-@secret.command("list")
+@secret.command("drop-generation")
+@click.argument("generation", metavar="[G]", required=False, type=click.IntRange(min=0))
+@click.option("--forget-history", is_flag=True, help="Give up history, now, that still needs the generation.")
 @pass_target
-def list_slots(target: Target) -> None:
+def drop_generation(target: Target, generation: int | None, *, forget_history: bool) -> None:
+    """Delete the keys of generation G (or of all but the newest) once nothing needs them: compact first.
+
+    Copies of the basin that somebody made before can still be opened with them.
+    """
+    with target.open("w") as db:
+        dropped = db.secrets.drop(generation, forget_history=forget_history)
+    if wants_json():
+        print_json({"dropped": dropped})
+        return
+    for number in dropped:
+        print_line(f"dropped generation {number}")
+    if not dropped:
+        print_line("there is no such generation any more" if generation is not None else "there is no older generation")
+
+
+@secret.command("list")
+@click.option("--generations", is_flag=True, help="List the generations of the master key, and what needs older ones.")
+@pass_target
+def list_slots(target: Target, *, generations: bool) -> None:
     """List the key slots: what opens the basin. Shows no secret."""
     with target.open("r") as db:
+        if generations:
+            _list_generations(db)
+            return
         slots = db.secrets.list()
     if not wants_json():
         print_table(("slot", "kind", "created", "state"), map(_cells, slots))
@@ -109,6 +135,27 @@ def list_slots(target: Target) -> None:
                 "problem": slot.problem,
             }
         )
+
+
+def _list_generations(db: Database) -> None:
+    found = db.secrets.generations()
+    if not wants_json():
+        rows = [
+            (str(one.generation), "current" if one.current else _needs([f"{use.count} {use.kind}" for use in one.uses]))
+            for one in found
+        ]
+        print_table(("generation", "state"), rows)
+        return
+    for one in found:
+        uses = [
+            {"kind": use.kind, "count": use.count, "objects": list(use.objects), "advice": use.advice}
+            for use in one.uses
+        ]
+        print_json({"generation": one.generation, "current": one.current, "uses": uses})
+
+
+def _needs(uses: list[str]) -> str:
+    return f"needed by {', '.join(uses)}" if uses else "not needed: `basin secret drop-generation`"
 
 
 def _cells(slot: SlotInfo) -> tuple[str, ...]:

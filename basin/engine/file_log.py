@@ -9,6 +9,8 @@ Invariants:
 - After a boot (or without a watermark) the files are scanned, and the next appender opens a new segment. A tail is torn
   only if nothing behind the first bad byte is a record, and the watermark does not lie behind it; else it is rot.
 - `append` returns only after the record is durable and the watermark says so.
+- In the place of a record that was damaged, and that a checkpoint holds, a repair leaves a stub, in a new copy of the
+  segment.
 
 It knows frames and positions; what a record means is `state`'s business.
 """
@@ -21,14 +23,24 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from basin.engine.log import LOG_FOLDER, SKIPPED, START, Cursor, Entry, Log
+from basin.engine.object_log import Folded, behind_stubs, stub_entry
 from basin.errors import (
     BasinError,
     CorruptionError,
     ObjectMissing,
     ReadOnly,
+    StorageUnavailable,
     TruncatedStratum,
 )
-from basin.format.layout import FRAME_FLAG_UNSYNCED, MIB, RECORD_MAGIC, SEGMENT_HEADER_SIZE, WATERMARK_SIZE
+from basin.format.layout import (
+    FRAME_FLAG_UNSYNCED,
+    FRAME_SIZE_MAX,
+    MIB,
+    RECORD_MAGIC,
+    SEGMENT_HEADER_SIZE,
+    STUB_MAGIC,
+    WATERMARK_SIZE,
+)
 from basin.format.record import FrameCipher, chain_hash, decode_frame_header, decode_record
 from basin.format.scan import find_frames
 from basin.format.segment import (
@@ -45,6 +57,8 @@ from basin.terms import Position
 LOCK_NAME: Final = "log/lock"
 SEGMENT_SIZE: Final = 16 * MIB
 """A segment ends after this many bytes: the unit in which old log is removed."""
+_READ_MAX: Final = SEGMENT_SIZE + FRAME_SIZE_MAX
+"""A segment is no larger, whatever its last record is."""
 
 
 def segment_name(segment: int) -> str:
@@ -86,9 +100,13 @@ class FileLog(Log):
 
     def header(self, segment: int) -> SegmentHeader:
         """The verified header of a segment; its errors name the file."""
+        return self.header_in(segment, self._storage.read_file(segment_name(segment), SEGMENT_HEADER_SIZE))
+
+    def header_in(self, segment: int, data: bytes) -> SegmentHeader:
+        """`header` for bytes that are in hand."""
         name = segment_name(segment)
         try:
-            header = decode_segment_header(self._storage.read_file(name, SEGMENT_HEADER_SIZE))
+            header = decode_segment_header(data)
         except CorruptionError as error:
             raise type(error)(f"{name}: {error.message}", object=name, offset=0) from error
         if header.segment != segment or header.basin_id != self._basin_id:
@@ -109,7 +127,7 @@ class FileLog(Log):
         mark = self._held_mark if self._lock_held else self.watermark()
         return mark if mark is not None and mark.boot_id == self._boot_id and mark != self._left_behind else None
 
-    def _is_more_behind(self, mark: Watermark) -> bool:
+    def is_more_behind(self, mark: Watermark) -> bool:
         """Whether bytes lie behind a watermark that may count: not those of a write that is known to have failed."""
         if any(segment > mark.segment for segment in self.segments()):
             return True
@@ -126,12 +144,12 @@ class FileLog(Log):
             with self.exclusive():
                 return  # Adopts what lies behind a watermark that was left behind.
         mark = self.current_watermark()
-        if mark is None or not self._is_more_behind(mark):
+        if mark is None or not self.is_more_behind(mark):
             return
         lock = self._storage.lock(LOCK_NAME)
         try:
             lock.acquire(self._timeout_s)
-            if self.watermark() == mark and self._is_more_behind(mark):
+            if self.watermark() == mark and self.is_more_behind(mark):
                 self._left_behind = mark
         finally:
             lock.close()
@@ -229,6 +247,12 @@ class FileLog(Log):
             try:
                 header = decode_frame_header(data, at)
                 frame = data[at : at + header.size]
+                if header.magic == STUB_MAGIC:
+                    before = Cursor(cursor.segment, cursor.offset + at, position)
+                    entry = stub_entry(self._cipher, name, frame, before, names_from)
+                    at, position = entry.end.offset - cursor.offset, entry.position
+                    yield entry
+                    continue
                 if header.magic != RECORD_MAGIC or header.position != position + 1:
                     raise CorruptionError(f"record {header.position} stands where {position + 1} belongs")
                 if header.position <= names_from and len(frame) == header.size:
@@ -265,6 +289,12 @@ class FileLog(Log):
         return True
 
     def keeps(self, cursor: Cursor) -> bool:
+        """As the base says: unless a stub follows, which a repair put there."""
+        try:
+            with contextlib.suppress(CorruptionError):
+                next(self.follow(cursor), None)
+        except Folded:
+            return False
         return cursor.segment in self.segments()
 
     def oldest(self) -> tuple[Cursor, bytes] | None:
@@ -288,13 +318,14 @@ class FileLog(Log):
         return segment_name(cursor.segment)
 
     def cursor_before(self, position: Position) -> Cursor:
-        """As the base says: the start of a segment."""
+        """As the base says: the start of a segment, or behind the last stub in it up to `position`."""
         best: Cursor | None = None
         for segment in reversed(self.segments()):
             header = self.header(segment)
             best = Cursor(segment, SEGMENT_HEADER_SIZE, header.first_position - 1)
             if header.first_position <= position + 1:
-                return best
+                data = self._storage.read_file(segment_name(segment), _READ_MAX)[SEGMENT_HEADER_SIZE:]
+                return behind_stubs(self._cipher, data, best, position)
         if best is None:
             return START
         raise CorruptionError(f"the log behind position {position} is missing", object=LOG_FOLDER, offset=0)
@@ -330,7 +361,7 @@ class FileLog(Log):
         if self._tail_adopted or mark is None:
             return
         self._tail_adopted = True
-        if not self._is_more_behind(mark):
+        if not self.is_more_behind(mark):
             return
         if not self._is_there(mark.segment):
             self._left_behind = mark  # So old that its segment was removed since: the log is scanned.
@@ -462,6 +493,42 @@ class FileLog(Log):
         self._close_reader()
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def end_segment(self, cursor: Cursor, previous_hash: bytes) -> Cursor:
+        """Let the next record begin a new segment, so that all those before can be removed; returns where.
+
+        Only inside `exclusive`; `cursor` is the end of the log, `previous_hash` that of its last record. One byte is
+        appended first: whoever finds the new segment after a crash then decides, as this one did, that the old one is
+        not appended to, with the watermark or without.
+        """
+        self.settle()
+        mark = self.current_watermark()
+        if mark is not None:
+            if mark.position != cursor.position:
+                raise StorageUnavailable("the log moved while it was locked", object=LOG_FOLDER, operation="append")
+            cursor = Cursor(mark.segment, mark.offset, mark.position)
+        if cursor.offset <= SEGMENT_HEADER_SIZE:
+            return cursor
+        self._drop_appender()
+        if mark is not None and self._size(cursor.segment) == cursor.offset:
+            self._end_file(cursor)
+        self._open_segment(cursor, previous_hash, mark)
+        ended = Watermark(self._boot_id, self._appender_segment, SEGMENT_HEADER_SIZE, cursor.position)
+        self._write_watermark(ended)
+        return Cursor(ended.segment, ended.offset, ended.position)
+
+    def _end_file(self, cursor: Cursor) -> None:
+        """Append, durably, what is no record."""
+        file = self._storage.append_to(segment_name(cursor.segment), cursor.offset)
+        try:
+            file.append(bytes(1))
+            file.sync()
+        finally:
+            file.close()
+
+    def last_held(self, segment: int, end: Position) -> Position:
+        """The last position in a segment; `end` if that is the last one, which goes on."""
+        return self.header(segment + 1).first_position - 1 if self._is_there(segment + 1) else end
 
     def remove_through(self, position: Position, cursor: Cursor, *, checkpoint: Position, generation: int) -> int:
         """As the base says: delete the segments with no record above `position`; never that of `cursor`."""

@@ -7,6 +7,7 @@ Invariants:
   first slot, so a basin that can be found can be opened.
 - A generation counts once the log names it. What a rotation that broke off had sealed already stays unused, because
   its number is not given out again.
+- The keys of a dropped generation are sealed to nobody any more. A handle that holds them keeps them until it closes.
 - A secret for an open basin, or none for an encrypted one, is an error: the two profiles never mix.
 
 Imported by the engine and by `basin.api`.
@@ -14,9 +15,10 @@ Imported by the engine and by `basin.api`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple, NoReturn
 
@@ -155,7 +157,9 @@ class Keyring:
         try:
             data = storage.read_file(name, GENERATION_SIZE + 1)
             master = open_generation(data, generation=generation, slot=slot, keys=keys)
-        except (CorruptionError, UnsupportedVersion, ObjectMissing) as error:
+        except ObjectMissing:
+            return  # Dropped since the folder was listed.
+        except (CorruptionError, UnsupportedVersion) as error:
             self._problems[generation] = error
             return
         self._accept(generation, master)
@@ -184,7 +188,8 @@ class Keyring:
             raise problem
         slot_id = None if self._slot is None else self._slot.slot_id
         raise WrongSecret(
-            f"generation {generation} of the keys is not sealed to slot {slot_id}: use a secret that was valid then",
+            f"generation {generation} of the keys is not sealed to slot {slot_id}: use a secret that was valid then, "
+            "unless the generation was dropped",
             generation=generation,
             slot_id=slot_id,
         )
@@ -415,9 +420,14 @@ def _stored_generations(storage: Storage, slot_id: str) -> list[int]:
 
 
 def add_slot(
-    storage: Storage, keyring: Keyring, secret: Secret, *, cost: PassphraseCost = DEFAULT_COST
+    storage: Storage,
+    keyring: Keyring,
+    secret: Secret,
+    *,
+    dropped: Collection[int] = (),
+    cost: PassphraseCost = DEFAULT_COST,
 ) -> tuple[str, bytes]:
-    """Let `secret` open the basin too: a new slot, with every generation that `keyring` holds.
+    """Let `secret` open the basin too: a new slot, with every generation that `keyring` holds, but those `dropped`.
 
     Returns slot id and public half; the slot is valid (gets later generations) once the log names both. Raises
     `InvalidArgument` in an open basin, and `StorageError`.
@@ -425,7 +435,7 @@ def add_slot(
     keys = keyring.keys_for_new_slot()
     now_ms = time.time_ns() // 1_000_000
     slot_bytes, slot = _wrap(keys, secret, keyring.basin_id, now_ms, cost)
-    _store_slot(storage, keyring, slot, slot_bytes)
+    _store_slot(storage, keyring, slot, slot_bytes, dropped)
     return slot.slot_id, slot.public_key
 
 
@@ -442,9 +452,11 @@ def _wrap(keys: SlotKeys, secret: Secret, basin_id: bytes, now_ms: int, cost: Pa
     )
 
 
-def _store_slot(storage: Storage, keyring: Keyring, slot: Slot, slot_bytes: bytes) -> None:
+def _store_slot(
+    storage: Storage, keyring: Keyring, slot: Slot, slot_bytes: bytes, dropped: Collection[int] = ()
+) -> None:
     """Write the generations, then `slot.json`, which makes them a slot; durable on return."""
-    for generation in keyring.generations():
+    for generation in set(keyring.generations()).difference(dropped):
         sealed = keyring.seal_to(slot.slot_id, slot.public_key, generation, keyring.master(generation))
         storage.put_if_absent(generation_name(slot.slot_id, generation), sealed)
     storage.put_if_absent(slot_name(slot.slot_id), slot_bytes)
@@ -470,6 +482,29 @@ def delete_slot_files(storage: Storage, slot_id: str) -> None:
     for generation in _stored_generations(storage, slot_id):
         storage.delete(generation_name(slot_id, generation))
     storage.sync_folder(f"{KEYS_FOLDER}/{slot_id}")
+
+
+def delete_generation_files(storage: Storage, basin_id: bytes, dropped: Collection[int]) -> int:
+    """Delete the keys of generations from the folder of every slot of this basin: valid, damaged, removed, unfinished.
+
+    Durable on return, which says how many there were.
+    """
+    removed = 0
+    for slot_id in _slot_ids(storage):
+        going = [generation for generation in _stored_generations(storage, slot_id) if generation in dropped]
+        if not going or _is_of_another_basin(storage, slot_id, basin_id):
+            continue
+        for generation in going:
+            storage.delete(generation_name(slot_id, generation))
+        storage.sync_folder(f"{KEYS_FOLDER}/{slot_id}")
+        removed += len(going)
+    return removed
+
+
+def _is_of_another_basin(storage: Storage, slot_id: str, basin_id: bytes) -> bool:
+    with contextlib.suppress(ObjectMissing, CorruptionError, UnsupportedVersion):
+        return decode_slot(storage.read_file(slot_name(slot_id), DOCUMENT_SIZE_MAX + 1), slot_id).basin_id != basin_id
+    return False
 
 
 def rotate(storage: Storage, keyring: Keyring, valid_slots: Mapping[str, bytes]) -> int:

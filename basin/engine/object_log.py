@@ -18,15 +18,15 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from basin.engine.log import LOG_FOLDER, Cursor, Entry, Log
+from basin.engine.log import LOG_FOLDER, SKIPPED, Cursor, Entry, Log
 from basin.errors import BasinError, CommitUnknown, CorruptionError, InvalidArgument, ObjectMissing
 from basin.format.hint import Stub, decode_stub, encode_stub
-from basin.format.layout import FRAME_SIZE_MAX, HASH_SIZE, RECORD_MAGIC, STUB_MAGIC
-from basin.format.record import FrameCipher, chain_hash, decode_frame_header, decode_record
+from basin.format.layout import FRAME_HEADER_SIZE, FRAME_SIZE_MAX, HASH_SIZE, RECORD_MAGIC, STUB_MAGIC
+from basin.format.record import FrameCipher, FrameHeader, chain_hash, decode_frame_header, decode_record
 from basin.storage.claims import Outcome, claim
 from basin.storage.objects import ByteRange, ObjectStore
 from basin.storage.requests import RequestPolicy
@@ -42,12 +42,17 @@ _WAIT_MAX_S: Final = 0.5
 
 
 class Folded(ObjectMissing):
-    """A record's body is gone; a checkpoint behind it holds it. Field: `hash`, the record's."""
+    """A record's body is gone; a checkpoint behind it holds it. Fields: `hash`, the record's, and `end`, behind it."""
 
     @property
     def hash(self) -> bytes:
         """The hash of the record that was folded."""
         return bytes(self.fields["hash"])
+
+    @property
+    def end(self) -> Cursor:
+        """Where the log goes on behind it."""
+        return Cursor(*self.fields["end"])
 
 
 def record_name(position: Position) -> str:
@@ -65,6 +70,45 @@ def split_token(token: bytes) -> tuple[Position, bytes]:
     if type(token) is not bytes or len(token) != _POSITION_SIZE + HASH_SIZE:
         raise InvalidArgument("this token is of no commit whose outcome was unknown", token=token)
     return int.from_bytes(token[:_POSITION_SIZE], "big"), token[_POSITION_SIZE:]
+
+
+def stub_entry(cipher: FrameCipher, name: str, frame: bytes, cursor: Cursor, names_from: Position = 0) -> Entry:
+    """The stub at `cursor` in the file or object `name`; raises `Folded` unless it is up to `names_from`."""
+    position = cursor.position + 1
+    stub = decode_stub(cipher, frame, position)
+    offset = cursor.offset + len(frame) + stub.gap if cursor.segment else 0
+    end = Cursor(cursor.segment, offset, position)
+    if position > names_from:
+        raise Folded(
+            f"record {position} in {name} was folded into the checkpoint of {stub.checkpoint}",
+            object=name,
+            operation="follow",
+            hash=stub.hash,
+            end=end,
+        )
+    return Entry(position, SKIPPED, stub.hash, end, len(frame))
+
+
+def behind_stubs(cipher: FrameCipher, data: bytes, cursor: Cursor, position: Position) -> Cursor:
+    """The end of the last stub up to `position`, or `cursor`, behind which `data` lies in a segment.
+
+    Whoever looks for what comes after `position` has nothing to do with those. Cost: a search for four bytes, which
+    nearly always finds nothing.
+    """
+    best = cursor
+    if data.find(STUB_MAGIC) < 0:
+        return best
+    at = 0
+    with contextlib.suppress(CorruptionError):
+        while at < len(data) and cursor.position < position:
+            header = decode_frame_header(data, at)
+            end = Cursor(cursor.segment, cursor.offset + header.size, header.position)
+            if header.magic == STUB_MAGIC:
+                frame = data[at : at + header.size]
+                best = end = stub_entry(cipher, "", frame, cursor, position).end
+            at += end.offset - cursor.offset
+            cursor = end
+    return best
 
 
 class ObjectLog(Log):
@@ -162,13 +206,7 @@ class ObjectLog(Log):
         try:
             header = decode_frame_header(frame)
             if header.magic == STUB_MAGIC:
-                stub = decode_stub(self._cipher, frame, position)
-                raise Folded(
-                    f"{name} was folded into the checkpoint of {stub.checkpoint}",
-                    object=name,
-                    operation="follow",
-                    hash=stub.hash,
-                )
+                return stub_entry(self._cipher, name, frame, Cursor(0, 0, position - 1))
             if header.magic != RECORD_MAGIC or header.position != position:
                 raise CorruptionError(f"record {header.position} stands where {position} belongs")
             record = decode_record(self._cipher.open(frame)[1])
@@ -226,7 +264,7 @@ class ObjectLog(Log):
                 token=token_of(position, chain_hash(frame)),
                 position=position,
             ) from made.error
-        if made.outcome is Outcome.TAKEN:
+        if made.outcome is Outcome.TAKEN and not self._is_stub_of(made.stored, position, frame):
             self._seen[position] = made.stored
             self._wait()
             return None
@@ -234,6 +272,12 @@ class ObjectLog(Log):
         if len(frame) >= _STUB_SIZE_MIN:
             self._sizes[position] = len(frame)
         return Cursor(0, 0, position)
+
+    def _is_stub_of(self, stored: bytes, position: Position, frame: bytes) -> bool:
+        """Whether what stands at the place of a record is the stub of that very one: it was appended, and folded."""
+        with contextlib.suppress(CorruptionError):
+            return decode_stub(self._cipher, stored, position).hash == chain_hash(frame)
+        return False
 
     def _wait(self) -> None:
         """After losing twice in a row, let others go first: who waits at random meets fewer of them."""
@@ -254,12 +298,74 @@ class ObjectLog(Log):
             found = self.hash_at(at)
             del self._sizes[at]  # Behind the look, which notes the size again.
             if found is not None:
-                stub = encode_stub(
-                    self._cipher, at, Stub(checkpoint, found), generation=generation, randomness=os.urandom(32)
-                )
-                self._objects.put(record_name(at), stub)
+                self._put_stub(at, Stub(checkpoint, found), generation)
                 replaced += 1
         return replaced
+
+    def last_of(self, generations: Collection[int], floor: Position, end: Position) -> Position:
+        """The last record from `floor` to `end` that is sealed under one of these key generations; 0: none.
+
+        A later record never has an earlier generation, so it is searched by halving, a request a step. Stubs are passed
+        over, for they are younger than what they stand for; only a repair leaves any from the history floor on. Those
+        right behind the record count with it.
+        """
+        low, high, newest = self._record_from(max(floor, 1), end), end + 1, max(generations)
+        if low > end or self._header_at(low).generation > newest:
+            return 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            record = self._record_from(middle, high - 1)
+            if record == high or self._header_at(record).generation > newest:
+                high = middle
+            else:
+                low = record
+        return self._record_from(low + 1, end) - 1 if self._header_at(low).generation in generations else 0
+
+    def _record_from(self, position: Position, end: Position) -> Position:
+        """The first place from `position` to `end` where no stub stands; else the one behind `end`."""
+        while position <= end and self._header_at(position).magic == STUB_MAGIC:
+            position += 1
+        return position
+
+    def _header_at(self, position: Position) -> FrameHeader:
+        name = record_name(position)
+        return self._header_in(name, self._objects.get(ByteRange(name, 0, FRAME_HEADER_SIZE)))
+
+    @staticmethod
+    def _header_in(name: str, body: bytes | BasinError) -> FrameHeader:
+        if isinstance(body, BasinError):
+            raise body
+        try:
+            return decode_frame_header(body)
+        except CorruptionError as error:
+            raise type(error)(f"{name}: {error.message}; run `basin check`", object=name, offset=0) from error
+
+    def positions_of(self, generations: Collection[int], end: Position) -> list[Position]:
+        """The records and stubs up to `end` that are sealed under these key generations. A small request for each."""
+        found = []
+        for start in range(1, end + 1, _WINDOW):
+            window = range(start, min(end + 1, start + _WINDOW))
+            wanted = [ByteRange(record_name(position), 0, FRAME_HEADER_SIZE) for position in window]
+            for position, body in zip(window, self._objects.get_many(wanted), strict=True):
+                if self._header_in(record_name(position), body).generation in generations:
+                    found.append(position)
+        return found
+
+    def replace(self, positions: Sequence[Position], *, checkpoint: Position, generation: int) -> None:
+        """Put a stub under `generation` in the place of each of these records and stubs.
+
+        The checkpoint at `checkpoint`, and a newer one, hold them. Each is read and verified first: only what is whole
+        is replaced. Two requests for each.
+        """
+        for position in positions:
+            found = self.hash_at(position)
+            if found is not None:
+                self._put_stub(position, Stub(checkpoint, found), generation)
+            self._sizes.pop(position, None)
+
+    def _put_stub(self, position: Position, stub: Stub, generation: int) -> None:
+        frame = encode_stub(self._cipher, position, stub, generation=generation, randomness=os.urandom(32))
+        self._objects.put(record_name(position), frame)
 
     def position_within(self, size_max: int) -> Position:
         """Not known: sizes would have to be asked for. History ends by time alone."""

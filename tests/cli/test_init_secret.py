@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -136,6 +137,50 @@ def test_rotate_starts_a_generation_and_old_values_stay(run: Run, keyed: dict[st
     second = json.loads(run("secret", "rotate", "--json", **keyed).stdout)["generation"]
     assert first < second
     assert run("kv", "scan", "--keys-only", **keyed).stdout == "new\nold\n"
+
+
+def generations(run: Run, keyed: dict[str, str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run("secret", "list", "--generations", "--json", **keyed).stdout.splitlines()]
+
+
+def test_list_shows_generations_and_what_needs_them(run: Run, keyed: dict[str, str]) -> None:
+    run("blob", "put", "-", stdin=b"content " * 100, **keyed)
+    assert generations(run, keyed) == [{"generation": 0, "current": True, "uses": []}]
+    run("secret", "rotate", **keyed)
+    old, new = generations(run, keyed)
+    assert (new["generation"], new["current"]) == (1, True)
+    assert {use["kind"] for use in old["uses"]} == {"strata", "records of history", "pieces of log"}
+    assert all(use["count"] > 0 and use["advice"] for use in old["uses"])
+    first, second = run("secret", "list", "--generations", **keyed).stdout.splitlines()
+    assert first.startswith("0\tneeded by ")
+    assert second == "1\tcurrent"
+
+
+def test_a_generation_that_is_needed_is_not_dropped_and_one_line_says_what_to_do(
+    run: Run, keyed: dict[str, str]
+) -> None:
+    run("blob", "put", "-", stdin=b"content " * 100, **keyed)
+    run("secret", "drop-generation", "0", code=2, **keyed)
+    run("secret", "rotate", **keyed)
+    for arguments in ((), ("0",), ("0", "--forget-history")):
+        refused = run("secret", "drop-generation", *arguments, code=2, **keyed).stderr
+        assert "basin-compact" in refused
+        assert refused.count("\n") == 1
+    assert len(generations(run, keyed)) == 2
+
+
+def test_drop_generation_ends_a_rotation(run: Run, keyed: dict[str, str], tmp_path: Path) -> None:
+    run("kv", "put", "name", "value", **keyed)
+    assert run("secret", "drop-generation", **keyed).stdout == "there is no older generation\n"
+    run("secret", "rotate", **keyed)
+    assert "--forget-history" in run("secret", "drop-generation", code=2, **keyed).stderr
+    dropped = run("secret", "drop-generation", "--forget-history", "--json", **keyed)
+    assert json.loads(dropped.stdout) == {"dropped": [0]}
+    assert [found["generation"] for found in generations(run, keyed)] == [1]
+    assert sorted(path.name for path in (tmp_path / "b" / "keys").glob("*/*")) == ["0000000001", "slot.json"]
+    assert run("kv", "get", "name", **keyed).stdout == "value"
+    assert run("secret", "drop-generation", "0", **keyed).stdout == "there is no such generation any more\n"
+    run("check", **keyed)
 
 
 def test_no_command_takes_a_secret_as_an_argument() -> None:

@@ -402,6 +402,23 @@ def rotation(story: Story) -> None:
         story.put(database, {b"c": b"another process"}, scattered("under the old keys", 300))
 
 
+def dropped_keys(story: Story) -> None:
+    """A rotation to its end: two secrets, everything written anew, the old keys, log and checkpoints gone."""
+    with story.open() as database:
+        added = Secret.generate()
+        with story.committing():
+            database.secrets.add(added)
+        story.secrets.append((story.acknowledged, added))
+        with story.committing():
+            database.secrets.rotate()
+        story.put(database, {b"b": b"new keys"}, scattered("under the new keys", 300))
+    with story.open() as database:
+        database.compact(prune=False)
+        with story.committing():
+            database.secrets.drop(forget_history=True)
+        story.put(database, {b"c": b"dropped"}, scattered("under the old keys", 300))
+
+
 def ingest(story: Story) -> None:
     """Two workers write strata for a coordinator, which adopts them in one record."""
     with story.open() as database:
@@ -468,6 +485,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     "keyspaces": Script(keyspaces, _little),
     "secret-added": Script(secret_added, _little),
     "rotation": Script(rotation, _little),
+    "dropped-keys": Script(dropped_keys, _little),
     "ingest": Script(ingest, _little),
     "repair": Script(repair, _indexed),
 }

@@ -17,6 +17,7 @@ from basin.engine.keyring import (
     Keyring,
     add_slot,
     create_basin_keys,
+    delete_generation_files,
     delete_slot_files,
     list_slots,
     remove_slot,
@@ -372,6 +373,45 @@ def test_a_handle_that_others_left_out_of_a_rotation_is_told(storage: LocalStora
     with pytest.raises(WrongSecret, match="generation 1"):
         keyring.select_generation(1)
     assert keyring.generation == 0
+
+
+def test_a_new_slot_gets_no_dropped_generation(storage: LocalStorage, keyring: Keyring) -> None:
+    rotate(storage, keyring, valid_slots(storage))
+    slot_id, _ = add_slot(storage, keyring, Secret.generate(), dropped={0})
+    assert storage.list(f"keys/{slot_id}") == ["0000000001", "slot.json"]
+
+
+def test_keys_of_a_generation_are_deleted_from_every_slot_of_this_basin(
+    storage: LocalStorage, keyring: Keyring, folder: Path
+) -> None:
+    damaged, _ = add_slot(storage, keyring, Secret.generate())
+    removed, _ = add_slot(storage, keyring, Secret.generate())
+    foreign = create_basin_keys(
+        storage, encode_descriptor(Descriptor(1, bytes(16), "encrypted", "fixed", 7, {})), SECRET
+    )
+    rotate(storage, keyring, valid_slots(storage))
+    flip(folder / slot_name(damaged))
+    storage.delete(slot_name(removed))
+    assert delete_generation_files(storage, BASIN, {0}) == 3
+    assert storage.list(f"keys/{own_slot(foreign)}") == ["0000000000", "slot.json"]
+    for slot_id in (own_slot(keyring), damaged):
+        assert storage.list(f"keys/{slot_id}") == ["0000000001", "slot.json"]
+    assert storage.list(f"keys/{removed}") == ["0000000001"]
+    assert delete_generation_files(storage, BASIN, {0}) == 0
+    unlocked, _ = unlock(storage, DESCRIPTOR, SECRET)
+    assert unlocked.generations() == [1]
+    with pytest.raises(WrongSecret, match="dropped"):
+        unlocked.master(0)
+
+
+def test_a_generation_that_goes_while_a_keyring_looks_is_no_damage(
+    storage: LocalStorage, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotate(storage, keyring, valid_slots(storage))
+    storage.delete(generation_name(own_slot(keyring), 0))
+    monkeypatch.setattr(keyring_module, "_stored_generations", lambda *_: [0, 1])
+    unlocked, _ = unlock(storage, DESCRIPTOR, SECRET)
+    assert (unlocked.generations(), dict(unlocked.problems())) == ([1], {})
 
 
 def test_generations_come_to_an_end(storage: LocalStorage, keyring: Keyring) -> None:

@@ -121,6 +121,7 @@ RECORDS = st.builds(
     job=st.text(max_size=16),
     files_kept=st.booleans(),
     files_deleted=st.lists(IDS, max_size=2),
+    generations_dropped=st.lists(U32, max_size=2),
 )
 PLAIN = Record(session=1, sequence=2, previous=KEY, time_ms=3)
 FIELDS: dict[str, Any] = msgpack.unpackb(encode_record(PLAIN))
@@ -166,6 +167,7 @@ def _full() -> Record:
         job="nightly",
         files_kept=True,
         files_deleted=[STRATUM_ID],
+        generations_dropped=[1],
         **lists,
     )
 
