@@ -2,7 +2,7 @@
 
 Invariants:
 - `check` changes nothing; `repair` changes nothing without `--yes`.
-- Both end with exit code 3 while there is damage that nobody has mended.
+- Both end with exit code 3 while there is damage that nobody has mended, or something is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check(target: Target, *, no_data: bool) -> None:
     Says which names the damage touches and whether they stay readable. Changes nothing.
     """
     counts = {"damage": 0, "warning": 0, "info": 0}
-    with target.open("r") as db, Progress("checking") as progress:
+    with target.open("r", salvage=True) as db, Progress("checking") as progress:
         for finding in db.check(read_data=not no_data, progress=progress.show):
             counts[finding.severity] += 1
             with progress.hidden():
@@ -73,30 +73,37 @@ def _verdict(damage: int, warnings: int) -> str:
 def repair(target: Target, *, yes: bool) -> None:
     """Show what can be mended; mend it with --yes.
 
-    Never drops what can still be read. Exits with 3 while something is left to do.
+    Never drops what can still be read. Exits with 3 while something is left to do, or was lost.
     """
-    with target.open("w" if yes else "r") as db, Progress("repairing"):
+    with target.open("w" if yes else "r", salvage=True) as db, Progress("repairing"):
         actions = db.repair(dry_run=not yes)
     for action in actions:
         _print_action(action)
-    left = sum(not action.done for action in actions)
+    left = sum(action.possible and not action.done for action in actions)
+    lost = sum(not action.possible for action in actions)
     if not wants_json():
-        print_line(_outcome(len(actions), left, is_dry_run=not yes))
-    if left:
+        print_line(_outcome(len(actions), left, lost, is_dry_run=not yes))
+    if left or lost or any(action.names or action.content_keys for action in actions):
         raise click.exceptions.Exit(EXIT_DAMAGE)
 
 
 def _print_action(action: RepairAction) -> None:
     if wants_json():
-        print_json(asdict(action))
+        print_json(asdict(action) | {"names": [bytes_field("name", name) for name in action.names]})
         return
-    state = "done" if action.done else "to do"
-    print_line("  ".join((state, printable(action.kind), printable(action.object), printable(action.detail))))
+    state = "done" if action.done else "to do" if action.possible else "lost"
+    parts = [state, action.kind, action.object, action.detail]
+    if action.names:
+        parts.append(f"(names lost: {_names_shown(action.names)})")
+    if action.content_keys:
+        parts.append(f"(contents lost: {_names_shown(tuple(key.encode() for key in action.content_keys))})")
+    print_line("  ".join(printable(part) for part in parts))
 
 
-def _outcome(count: int, left: int, *, is_dry_run: bool) -> str:
+def _outcome(count: int, left: int, lost: int, *, is_dry_run: bool) -> str:
     if not count:
         return "nothing to repair"
+    unmended = f"; not possible: {lost}" if lost else ""
     if is_dry_run:
-        return f"to do: {left}; `basin repair --yes` does it"
-    return f"done: {count - left}; not possible: {left}"
+        return f"to do: {left}{unmended}{'; `basin repair --yes` does it' if left else ''}"
+    return f"done: {count - left - lost}{f'; not done: {left}' if left else ''}{unmended}"

@@ -74,17 +74,21 @@ class Target:
             raise Failure("which basin? give -b URL before the command, or set $BASIN_URL", EXIT_USAGE)
         return self.given
 
-    def open(self, mode: Literal["r", "w"]) -> Database:
-        """Open it: mode "r" to read, "w" to write, both existing. Asks for a secret only if the basin needs one."""
+    def open(self, mode: Literal["r", "w"], *, salvage: bool = False) -> Database:
+        """Open it: mode "r" to read, "w" to write, both existing. Asks for a secret only if the basin needs one.
+
+        `salvage`: also if its log is damaged.
+        """
         import basin
 
         secret = secret_from_environment()
         try:
-            return basin.open(self.url, mode=mode, secret=secret)
+            return basin.open(self.url, mode=mode, secret=secret, salvage=salvage)
         except SecretRequired:
             if secret is not None or not can_ask():
                 raise
-        return basin.open(self.url, mode=mode, secret=ask_secret(f"Passphrase of {self.url}", confirm=False))
+        secret = ask_secret(f"Passphrase of {self.url}", confirm=False)
+        return basin.open(self.url, mode=mode, secret=secret, salvage=salvage)
 
 
 pass_target: Final = click.make_pass_decorator(Target)

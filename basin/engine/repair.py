@@ -2,271 +2,140 @@
 
 Invariants:
 
-- Nothing that can still be read is dropped: an index is written anew from the grains themselves, a run of names from
-  its readable blocks.
-- A grain that cannot be read any more is recorded as damaged, so that putting its content again heals it.
+- The plan is made from what `check` finds, before anything is written; carrying it out does what was planned, or less
+  where somebody else came first.
+- Nothing that can still be read is dropped. What cannot be is said to be lost, by name and content key, and recorded as
+  damaged, so that putting it again heals it.
 - Every step is one record after its output is durable; stopping in between leaves a basin that can be repaired again.
+
+Each kind of file has a module: `repair_log`, `repair_strata`, `repair_names`, `repair_keys`; `repair_reading` reads
+what is damaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from basin.engine.cache import Cache
 from basin.engine.checkpoints import checkpoint
-from basin.engine.index import IndexReader
-from basin.engine.merging import write_index_run
-from basin.engine.names import BrokenRun, RunReader
-from basin.engine.reader import StratumReader
-from basin.engine.recovery import stored_strata, sweep
-from basin.engine.runs import Columns, write_run
-from basin.engine.state import ACTIVE, Stratum
-from basin.engine.verify import index_rows, scan_places
+from basin.engine.hints import HINT_NAME
+from basin.engine.log import CHECKPOINT_FOLDER
+from basin.engine.recovery import is_dead, recover, sweep
+from basin.engine.repair_keys import hint_is_behind, key_problems, write_hint_again
+from basin.engine.repair_log import is_salvaged, look_again, plan_log
+from basin.engine.repair_missing import plan_missing
+from basin.engine.repair_names import plan_run
+from basin.engine.repair_strata import plan_index_run, plan_stratum
+from basin.engine.repair_tasks import RepairAction, Task, impossible
+from basin.engine.verify import Finding, FindingKind, check
 from basin.engine.writer import stratum_name
-from basin.errors import CorruptionError, StorageError
-from basin.format.index import IndexEntry, entries_of
-from basin.format.layout import GRAIN_HEADER_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
-from basin.format.names import Block, check_versions, decode_block
-from basin.format.record import IndexRun, NameRun, Record
-from basin.format.scan import GrainFound, scan_grains
-from basin.terms import StratumId
+from basin.errors import BasinError, CorruptionError, ReadOnly, StorageError
+from basin.format.layout import StratumKind
 
 if TYPE_CHECKING:
     from basin.engine.core import Core
 
-
-@dataclass(frozen=True, slots=True)
-class RepairAction:
-    """One thing that `repair` would do, or did (`done`). `object` is the file that it mends."""
-
-    kind: str
-    object: str
-    detail: str
-    done: bool = False
+__all__ = ["RepairAction", "repair"]
 
 
 def repair(core: Core, *, dry_run: bool = True) -> list[RepairAction]:
-    """Plan, and unless `dry_run` carry out, what can be mended. Cost: reads every stratum once."""
-    if not dry_run:
+    """Plan, and unless `dry_run` carry out, what can be mended. Cost: reads every stratum once, damaged ones again."""
+    if not is_salvaged(core):
+        core.refresh()
+        look_again(core)
+    if dry_run:
+        with core.commit_mutex:
+            return [task.action for task in _plan(core)]
+    if is_salvaged(core):
+        core.require_open()
+        if not core.writable:
+            raise ReadOnly("this handle was opened for reading")
+    else:
         core.require_writable()
         core.commit_pending()
-        core.ensure_session()
-    else:
-        core.refresh()
-    core.open_everything()
-    actions: list[RepairAction] = []
     with core.commit_mutex:
-        for step in (_repair_index_runs, _repair_indexes, _repair_names, _repair_checkpoints, _repair_leftovers):
-            actions += step(core, dry_run=dry_run)
+        actions = []
+        for action, run in _plan(core):
+            if run is not None and not is_salvaged(core):
+                core.ensure_session()
+            actions.append(replace(action, done=run is not None and run()))
+        if any(action.done for action in actions):
+            core.ensure_session()
+            recover(core)  # A session that died is revoked once its strata can be read.
     return actions
 
 
-def _repair_index_runs(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
-    """Forget merged indexes that cannot be read, or lack entries: every stratum has an index of its own."""
-    bad: list[IndexRun] = []
-    for run in core.state.index_runs:
-        problem = _index_run_problem(core, run)
-        if problem:
-            bad.append(run)
-            yield RepairAction("index", stratum_name(StratumKind.INDEX, run.id), f"drop: {problem}", not dry_run)
-    if bad and not dry_run:
-        removed = [run.id for run in bad]
-        present = [identity for identity in removed if identity in core.state.strata]
-        if core.append(lambda _: Record(index_runs_removed=removed, strata_removed=present)):
-            for identity in removed:
-                core.own_strata.delete(StratumKind.INDEX, identity)
+def _plan(core: Core) -> list[Task]:
+    """What there is to do, in the order in which it is done. Writes nothing."""
+    findings = list(check(core))
+    tasks = list(plan_log(core))
+    tasks += _plan_strata(core, {found.object for found in findings if found.severity == "damage"})
+    tasks += plan_missing(core, [found for found in findings if found.kind == FindingKind.MISSING])
+    tasks += _plan_keys(core)
+    tasks += _plan_checkpoints(core)
+    tasks += _plan_leftovers(core, [found for found in findings if found.kind == FindingKind.LEFTOVER])
+    return tasks
 
 
-def _index_run_problem(core: Core, run: IndexRun) -> str:
-    """Why a merged index is of no use, or an empty text."""
-    listed: dict[StratumId, set[tuple[bytes, int, int]]] = {}
-    try:
-        reader = StratumReader(core.storage, core.keyring, StratumKind.INDEX, run.id)
-        index = IndexReader(reader, reader.directory(), Cache(0))
-        for key, offset, length, stratum in index_rows(index):
-            listed.setdefault(stratum, set()).add((key, offset, length))
-    except (CorruptionError, StorageError) as error:
-        return str(error)
-    for identity in run.strata:
-        known = core.state.strata.get(identity)
-        if known is not None and not _places_of(core, known) <= listed.get(identity, set()):
-            return f"grains of {identity} are missing from it"
-    return ""
-
-
-def _places_of(core: Core, known: Stratum) -> set[tuple[bytes, int, int]]:
-    """Grains of a stratum as they lie there, or nothing if it cannot be read."""
-    try:
-        reader = StratumReader(core.storage, core.keyring, known.added.kind, known.added.id)
-    except (CorruptionError, StorageError):
-        return set()
-    try:
-        return set(scan_places(reader, known))
-    finally:
-        reader.close()
-
-
-def _repair_indexes(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
-    """Write a new index for strata whose own one is damaged or incomplete, from their grains."""
-    covered = {identity for run in core.state.index_runs for identity in run.strata}
-    names = {run.id for run in core.state.name_runs}
-    rows: list[IndexEntry] = []
-    strata: list[StratumId] = []
-    lost: set[bytes] = set()
+def _plan_strata(core: Core, damaged: set[str]) -> Iterator[Task]:
+    """One task for each stratum that is not as it was written, by what is in it."""
+    name_runs = {run.id: run for run in core.state.name_runs}
+    index_runs = {run.id: run for run in core.state.index_runs}
     for identity, known in core.state.strata.items():
-        added = known.added
-        skipped = added.kind == StratumKind.INDEX or identity in names or identity in covered
-        if skipped or added.status == ACTIVE:
+        if stratum_name(known.added.kind, identity) not in damaged:
             continue
-        places = _places_of(core, known)
-        listed = _own_entries(core, known)
-        lost |= {key for key, _, _ in (listed or set()) - places}
-        if listed == places or not places:
+        if identity in name_runs:
+            yield plan_run(core, name_runs[identity])
+        elif identity in index_runs:
+            yield plan_index_run(core, index_runs[identity])
+        elif known.added.kind != StratumKind.INDEX:
+            yield plan_stratum(core, known)
+
+
+def _plan_keys(core: Core) -> Iterator[Task]:
+    for kind, _, name, detail, _, remedy, mend in key_problems(core):
+        if kind == FindingKind.HINT:
             continue
-        strata.append(identity)
-        number = len(strata) - 1
-        rows += [IndexEntry(key, offset, length, number, Kind.BLOB, 0) for key, offset, length in sorted(places)]
-        detail = f"write a new index of {len(places)} grains"
-        yield RepairAction("index", stratum_name(added.kind, identity), detail, not dry_run)
-    lost = {key for key in lost if core.keyring.grain_keys.content_key(key) not in core.state.damaged}
-    if lost:
-        yield RepairAction("damaged", "log", f"record {len(lost)} grains as damaged", not dry_run)
-    if dry_run or not (strata or lost):
-        return
-    damaged = [core.keyring.grain_keys.content_key(key) for key in sorted(lost)]
-    if not strata:
-        core.append(lambda _: Record(damaged=damaged))
-        return
-    run, added_index = write_index_run(core, strata, len(rows), [entries_of(rows)])
-    core.append(lambda _: Record(index_runs_added=[run], strata_added=[added_index], damaged=damaged))
+        if mend is None:
+            yield impossible(kind, name, f"{detail}: {remedy}")
+        else:
+            yield Task(RepairAction(kind, name, f"{remedy}: {detail}"), mend)
 
 
-def _own_entries(core: Core, known: Stratum) -> set[tuple[bytes, int, int]] | None:
-    """What a finished stratum's own index lists; None if it cannot be read."""
-    try:
-        reader = StratumReader(core.storage, core.keyring, known.added.kind, known.added.id)
-        index = IndexReader(reader, reader.directory(), Cache(0))
-        return {(key, offset, length) for key, offset, length, _ in index_rows(index)}
-    except (CorruptionError, StorageError, IndexError):
-        return None
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
-
-
-def _repair_names(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
-    """Write runs of names anew from their readable blocks."""
-    for reader in list(core.current.tables.runs):
-        name = stratum_name(StratumKind.META, reader.run.id)
-        blocks, lost = _readable_blocks(core, reader)
-        if not lost:
-            continue
-        if not blocks:
-            yield RepairAction("names", name, "nothing of this run can be read: restore the file from a copy")
-            continue
-        kept = sum(len(block.names) for block in blocks)
-        detail = f"keep {kept} of {reader.run.entries} entries; names in lost blocks may show older values again"
-        if isinstance(reader, BrokenRun):
-            detail += ", and so may names that a range deletion of this run covered"
-        yield RepairAction("names", name, detail, not dry_run)
-        if not dry_run:
-            _rewrite_run(core, reader, blocks)
-
-
-def _readable_blocks(core: Core, reader: RunReader) -> tuple[list[Block], bool]:
-    """The blocks that can be read, in order, and whether anything is lost."""
-    if isinstance(reader, BrokenRun):
-        return _scanned_blocks(core, reader.run), True
-    blocks, lost = [], False
-    for number in range(len(reader.directory.firsts)):
-        try:
-            block = reader.block(number, keep=False)
-            check_versions(block)
-            blocks.append(block)
-        except (CorruptionError, StorageError):
-            lost = True
-    return blocks, lost
-
-
-def _scanned_blocks(core: Core, run: NameRun) -> list[Block]:
-    """Blocks of a run whose directory is lost, found by walking its grains."""
-    try:
-        reader = StratumReader(core.storage, core.keyring, StratumKind.META, run.id)
-        data = memoryview(reader.read_raw(0, reader.size()))
-    except (CorruptionError, StorageError):
-        return []
-    blocks = []
-    for found in scan_grains(data, STRATUM_HEADER_SIZE, len(data)):
-        if isinstance(found, GrainFound) and found.header.kind == Kind.NAMES_BLOCK:
-            grain = bytes(data[found.offset : found.offset + found.header.stored_size])
-            try:
-                _, payload = reader.decode_grain(grain, found.offset, grain[12:GRAIN_HEADER_SIZE])
-                block = decode_block(payload.content)
-                check_versions(block)
-            except CorruptionError:
-                continue
-            if run.version:
-                block = replace(block, version=run.version, versions=None)
-            blocks.append(block)
-    return sorted(blocks, key=lambda block: block.names[0])
-
-
-def _columns(block: Block) -> Columns:
-    count = len(block.names)
-    return Columns(
-        block.names,
-        block.versions if block.versions is not None else [block.version] * count,
-        block.kinds if block.kinds is not None else [1] * count,
-        block.values,
-        block.expiries if block.expiries is not None else [0] * count,
-    )
-
-
-def _rewrite_run(core: Core, reader: RunReader, blocks: list[Block]) -> None:
-    old = reader.run
-    run, added = write_run(
-        core,
-        map(_columns, blocks),
-        reader.ranges,
-        after=old.after,
-        through=old.through,
-        count_max=sum(len(block.names) for block in blocks),
-    )
-    done = core.append(
-        lambda _: Record(
-            name_runs_added=[run],
-            name_runs_removed=[old.id],
-            strata_added=[added],
-            strata_removed=[old.id],
-        )
-    )
-    core.own_strata.delete(StratumKind.META, old.id if done else run.id)
-
-
-# --- the rest -------------------------------------------------------------------------------------------------------
-
-
-def _repair_checkpoints(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
-    bad = []
-    for name in core.storage.list("checkpoint"):
+def _plan_checkpoints(core: Core) -> Iterator[Task]:
+    """Bad checkpoints go, and a new one comes; a hint that leads nowhere as well."""
+    for name in core.storage.list(CHECKPOINT_FOLDER):
+        path = f"{CHECKPOINT_FOLDER}/{name}"
         try:
             core.read_checkpoint(name)
-        except (CorruptionError, StorageError, ValueError) as error:
-            bad.append(name)
-            yield RepairAction("checkpoint", f"checkpoint/{name}", f"write a new one: {error}", not dry_run)
-    if bad and not dry_run:
-        for name in bad:
-            core.storage.delete(f"checkpoint/{name}")
+        except (CorruptionError, ValueError) as error:
+            yield Task(RepairAction("checkpoint", path, f"write a new one: {error}"), partial(_renew, core, path))
+        except (BasinError, StorageError) as error:
+            yield impossible("checkpoint", path, f"cannot be read now: {error}")
+    if hint_is_behind(core):
+        yield Task(RepairAction("hint", HINT_NAME, "write it anew"), partial(write_hint_again, core))
+
+
+def _renew(core: Core, path: str) -> bool:
+    """Delete a checkpoint that nobody can use, and make sure of one that everybody can."""
+    core.storage.delete(path)
+    if core.checkpoint_position < core.state.position or path.endswith(f"/{core.state.position:020d}"):
         checkpoint(core)
+    return True
 
 
-def _repair_leftovers(core: Core, *, dry_run: bool) -> Iterator[RepairAction]:
-    for kind, identity, header in stored_strata(core):
-        state = core.state
-        known = identity in state.strata or identity in state.retired or core.own_strata.owns(identity)
-        if not known and header is not None and header.session not in core.state.sessions:
-            yield RepairAction("leftover", stratum_name(kind, identity), "delete: no record names it", not dry_run)
-    if not dry_run:
-        sweep(core)
+def _plan_leftovers(core: Core, findings: list[Finding]) -> Iterator[Task]:
+    is_alone = all(session == core.session or is_dead(core, session) for session in core.state.sessions)
+    for found in findings:
+        if is_alone or "header" not in found.detail:
+            action = RepairAction("leftover", found.object, "delete: no record names it")
+            yield Task(action, partial(_sweep, core, found.object))
+        else:
+            yield impossible("leftover", found.object, "it may be another writer's: repair when no other is open")
+
+
+def _sweep(core: Core, name: str) -> bool:
+    sweep(core)
+    return not core.storage.exists(name)

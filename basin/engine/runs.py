@@ -17,7 +17,7 @@ from basin.engine.memtable import Memtable, versions_of
 from basin.engine.state import FINISHED
 from basin.engine.writer import StratumWriter
 from basin.format.layout import MIB, NAMES_BLOCK_SIZE, Kind, StratumKind
-from basin.format.names import FilterBuilder, encode_columns, encode_directory
+from basin.format.names import FilterBuilder, encode_columns, encode_directory, encode_ranges
 from basin.format.payload import compress
 from basin.format.record import NameRun, StratumAdded
 from basin.terms import Location
@@ -99,7 +99,7 @@ class RunBuilder:
     def finish(
         self, ranges: list[tuple[bytes, bytes, int]], *, after: int, through: int
     ) -> tuple[NameRun, StratumAdded]:
-        """Write directory, index and footer, durably; returns how a record describes run and stratum."""
+        """Write ranges, directory, index and footer, durably; returns how a record describes run and stratum."""
         versions = [version for _, _, version in ranges]
         filter_bytes = self._filter.to_bytes()
         del self._filter
@@ -112,6 +112,8 @@ class RunBuilder:
             ranges=ranges,
             filter_bytes=filter_bytes,
         )
+        if ranges:
+            self._append(Kind.NAMES_RANGES, encode_ranges(ranges))
         location = self._append(Kind.NAMES_DIRECTORY, payload)
         self._writer.finish()
         added = self._writer.describe(FINISHED)

@@ -4,11 +4,12 @@ Without data it reads headers, footers, indexes and runs of names; with data als
 entry with the grain it points to. It changes nothing.
 
 A finding of severity "damage" means that stored bytes are not what was written; "warning" that something is left over
-or odd, and harmless.
+or odd, and harmless; "info" that something could not be looked at, such as a stratum in cold storage.
 """
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,22 +19,25 @@ from blake3 import blake3
 
 from basin.engine.cache import Cache
 from basin.engine.index import IndexReader
-from basin.engine.keyring import list_slots
 from basin.engine.keyspace import DEFAULT_KEYSPACE, FIRST_USER_KEYSPACE, ROOTS_KEYSPACE, prefix_of
-from basin.engine.log import Cursor
 from basin.engine.names import BrokenRun, open_run, scan
-from basin.engine.object_log import Folded
 from basin.engine.reader import StratumReader, extent_of
 from basin.engine.recovery import stored_strata
-from basin.engine.state import ACTIVE, CUT, Stratum, last_version
+from basin.engine.repair_keys import key_problems
+from basin.engine.repair_reading import HeldFile
+from basin.engine.repair_survey import piece_name, survey_log
+from basin.engine.state import ACTIVE, CUT, FINISHED, Stratum, last_version
+from basin.engine.tiers import is_cold
 from basin.engine.writer import stratum_name
 from basin.errors import (
     BasinError,
     ContentNotFound,
     CorruptionError,
+    GrainNotReady,
     ObjectMissing,
     StorageError,
-    TruncatedStratum,
+    UnsupportedVersion,
+    WrongSecret,
 )
 from basin.format.clast import decode_clast
 from basin.format.layout import (
@@ -55,12 +59,34 @@ NAMES_LISTED_MAX: Final = 100
 _CONTENT_KINDS: Final = (Kind.BLOB, Kind.PART, Kind.CLAST)
 
 
+class FindingKind(enum.StrEnum):
+    """What a finding can be. `repair` has an answer to each, if only what is lost."""
+
+    DESCRIPTOR = "descriptor"
+    SLOT = "slot"
+    GENERATION = "generation"
+    HINT = "hint"
+    CHECKPOINT = "checkpoint"
+    LOG = "log"
+    VOID = "void"
+    STRATUM = "stratum"
+    TRUNCATED = "truncated"
+    EXTENDED = "extended"
+    INDEX = "index"
+    GRAIN = "grain"
+    HASH = "hash"
+    NAMES = "names"
+    MISSING = "missing"
+    COLD = "cold"
+    LEFTOVER = "leftover"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that `check` found.
 
-    `kind` is what (a fixed word), `object` the file, `offset` the byte in it or -1, `names` up to 100 of the names it
-    touches, `content_keys` likewise, and `readable` says what can still be read.
+    `kind` is what (a word of `FindingKind`), `object` the file, `offset` the byte in it or -1, `names` up to 100 of the
+    names it touches, `content_keys` likewise, and `readable` says what can still be read.
     """
 
     kind: str
@@ -98,7 +124,7 @@ def check(
     core.open_everything()
     walk = _Walk(core, read_data, progress)
     walk.total = sum(known.added.length for known in core.state.strata.values())
-    yield from _check_slots(core)
+    yield from _check_keys(core)
     yield from _check_checkpoints(core)
     yield from _check_log(core)
     for known in list(core.state.strata.values()):
@@ -128,60 +154,39 @@ def _finding(kind: str, name: str, error: BaseException | str, **more: object) -
     return Finding(kind, "damage", name, str(error), **fields)  # type: ignore[arg-type]  # the fields of Finding
 
 
-def _check_slots(core: Core) -> Iterator[Finding]:
-    """Key slots: whole, and known to the log."""
-    if core.keyring.profile == "open":
-        return
-    for slot in list_slots(core.storage, core.keyring.basin_id):
-        name = f"keys/{slot.slot_id}/slot.json"
-        if slot.problem is not None:
-            yield _finding("slot", name, slot.problem, readable="everything, with another secret")
-        elif slot.slot_id not in core.state.slots:
-            detail = "this key slot is not in the log: a leftover, or planted; it gets no new keys"
-            yield Finding("slot", "warning", name, detail)
-    for generation, problem in core.keyring.problems().items():
-        yield _finding(
-            "generation",
-            str(problem.fields.get("object", "keys")),
-            problem,
-            readable=f"all but generation {generation}",
-        )
+def _check_keys(core: Core) -> Iterator[Finding]:
+    """Descriptor, key slots, sealed generations, hint."""
+    for problem in key_problems(core):
+        kind, severity, name, detail, readable, _, _ = problem
+        yield Finding(kind, severity, name, detail, readable=readable)
 
 
 def _check_checkpoints(core: Core) -> Iterator[Finding]:
     for name in core.storage.list("checkpoint"):
         try:
             core.read_checkpoint(name)
-        except (CorruptionError, StorageError, ValueError) as error:
+        except (CorruptionError, StorageError, UnsupportedVersion, ValueError) as error:
             yield _finding("checkpoint", f"checkpoint/{name}", error, readable="everything: the log has it all")
 
 
 def _check_log(core: Core) -> Iterator[Finding]:
-    """Every record that is still stored: decoded, chained, and not void."""
+    """Every record that should still be stored: decoded, chained, and not void."""
     try:
-        oldest = core.log.oldest()
-        if oldest is not None:
-            yield from _check_records(core, *oldest)
+        survey = survey_log(core, core.state.position)
     except (CorruptionError, StorageError) as error:
-        name = str(error.fields.get("object", "log"))
-        yield _finding("log", name, error, readable="the records before it, and all that checkpoints hold")
+        yield _finding("log", str(error.fields.get("object", "log")), error, readable="all that checkpoints hold")
+        return
+    for gap in survey.gaps:
+        which = "" if not gap.missing else f"; positions {gap.first} to {gap.last} are lost"
+        readable = "the records before it, and all that checkpoints hold"
+        yield _finding("log", gap.name, f"{gap.reason}{which}", offset=gap.start, readable=readable)
+    for piece in survey.unchained():
+        name = piece_name(core, piece)
+        yield _finding("log", name, f"record {piece.position} does not follow the one before", offset=piece.offset)
     for position in core.state.voids:
-        yield Finding("void", "warning", "log", f"record {position} broke a rule and is skipped by everybody")
-
-
-def _check_records(core: Core, start: Cursor, previous: bytes) -> Iterator[Finding]:
-    """The records behind `start`, the first of which follows the hash `previous`."""
-    while True:
-        try:
-            for entry in core.log.follow(start):
-                if entry.record.previous != previous:
-                    yield _finding(
-                        "log", core.log.name_of(entry.end), f"record {entry.position} does not follow the one before"
-                    )
-                previous, start = entry.hash, entry.end
-            return
-        except Folded as folded:
-            start, previous = Cursor(0, 0, start.position + 1), folded.hash
+        yield Finding(
+            "void", "warning", "log", f"record {position} is skipped by everybody: it broke a rule, or was cut off"
+        )
 
 
 # --- strata ---------------------------------------------------------------------------------------------------------
@@ -190,42 +195,56 @@ def _check_records(core: Core, start: Cursor, previous: bytes) -> Iterator[Findi
 def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
     added = known.added
     name = stratum_name(added.kind, added.id)
+    if (
+        added.kind == StratumKind.DATA
+        and added.status == FINISHED
+        and not walk.read_data
+        and is_cold(walk.core.options)
+    ):
+        yield from _check_from_afar(walk, added)
+        return
     try:
         file = _file_of(walk, added) if walk.core.is_remote else None
         reader = StratumReader(walk.core.storage, walk.core.keyring, added.kind, added.id, file=file)
-    except (CorruptionError, StorageError) as error:
+    except GrainNotReady:
+        yield from _check_from_afar(walk, added)
+        return
+    except (CorruptionError, StorageError, UnsupportedVersion, WrongSecret) as error:
         yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
         return
     try:
         yield from _check_open_stratum(walk, known, reader)
+    except GrainNotReady:  # What was restored has expired meanwhile.
+        yield from _check_from_afar(walk, added)
     finally:
         reader.close()
 
 
-class _HeldFile(ReadFile):
-    """A whole object in memory."""
-
-    def __init__(self, name: str, body: bytes) -> None:
-        self.name = name
-        self._body = body
-
-    def read(self, offset: int, size: int) -> bytes:
-        if offset + size > len(self._body):
-            raise TruncatedStratum(f"{self.name} ends at byte {len(self._body)}", object=self.name, offset=offset)
-        return self._body[offset : offset + size]
-
-    def size(self) -> int:
-        return len(self._body)
-
-    def close(self) -> None:
-        """Nothing is held open."""
+def _check_from_afar(walk: _Walk, added: StratumAdded) -> Iterator[Finding]:
+    """A stratum in cold storage, by its length alone. Two requests, neither of which reads it."""
+    storage, name = walk.core.storage, stratum_name(added.kind, added.id)
+    try:
+        file = storage.open(name)
+        size = file.size()
+        file.close()
+        found = storage.readiness(name)
+    except (CorruptionError, StorageError) as error:
+        yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
+        return
+    if size != added.length:
+        kind, readable = ("truncated", "the grains before its end") if size < added.length else ("extended", "all")
+        detail = f"the file has {size} bytes, and the log says {added.length}"
+        yield _finding(kind, name, detail, offset=min(size, added.length), readable=readable)
+    if found.state != "readable":
+        detail = f"cannot be read now: it lies in {found.storage_class}, and `basin thaw {name}` brings it back"
+        yield Finding("cold", "info", name, f"{name} {detail}", readable="what its length and its index say is right")
 
 
 def _file_of(walk: _Walk, added: StratumAdded) -> ReadFile:
     """A stratum of a bucket for its check: with data all of it as it is stored now, in one request."""
     storage, name = walk.core.storage, stratum_name(added.kind, added.id)
     if walk.read_data:
-        return _HeldFile(name, storage.read_file(name, added.length + 1))
+        return HeldFile(name, storage.read_file(name, added.length + 1))
     stored = storage.open(name)
     return storage.open_known(extent_of(added)) if stored.size() == added.length else stored
 
@@ -395,7 +414,7 @@ def _compare_run(walk: _Walk, name: str, known: Stratum, listed: set[tuple[bytes
     try:
         reader = walk.core.readers.get(known.added.kind, known.added.id)
         places = set(scan_places(reader, known))
-    except (CorruptionError, StorageError):
+    except (CorruptionError, StorageError, GrainNotReady):
         return  # Reported with the stratum.
     for key, offset, _ in sorted(places - listed):
         detail = f"the grain {key.hex()} at byte {offset} of {known.added.id} is missing from this index"
@@ -447,10 +466,10 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
                 entries = run.entries
         if entries != run.entries:
             yield _finding("names", name, f"the run holds {entries} entries, and the log says {run.entries}")
-    yield from _check_references(walk)
+    yield from _checkreferences(walk)
 
 
-def _references(core: Core) -> Iterator[tuple[bytes, bytes]]:
+def references(core: Core) -> Iterator[tuple[bytes, bytes]]:
     """(full name, content key) of every visible reference and root."""
     state, tables = core.current
     roots = prefix_of(ROOTS_KEYSPACE)
@@ -463,11 +482,11 @@ def _references(core: Core) -> Iterator[tuple[bytes, bytes]]:
                 yield name, name[len(roots) :]
 
 
-def _check_references(walk: _Walk) -> Iterator[Finding]:
+def _checkreferences(walk: _Walk) -> Iterator[Finding]:
     """Everything referred to is in some index; large contents have all their parts."""
     core = walk.core
     try:
-        for batch in _batched(_references(core), 4096):
+        for batch in _batched(references(core), 4096):
             keys = [core.keyring.grain_keys.grain_key(key) for _, key in batch]
             for (name, key), place in zip(batch, core.locator.find_many(keys), strict=True):
                 if place is None:
@@ -507,7 +526,7 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
         return ()
     names: list[bytes] = []
     try:
-        for name, key in _references(walk.core):
+        for name, key in references(walk.core):
             if key in wanted and len(names) < NAMES_LISTED_MAX:
                 names += user_name(name)
     except (CorruptionError, StorageError):
@@ -520,7 +539,7 @@ def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
     names: list[bytes] = []
     core = walk.core
     try:
-        for name, key in _references(core):
+        for name, key in references(core):
             place = core.locator.find(core.keyring.grain_keys.grain_key(key))
             inside = identity in core.locator.broken if place is None else place.stratum == identity
             if inside and len(names) < NAMES_LISTED_MAX:

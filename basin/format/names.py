@@ -2,7 +2,8 @@
 
 A block holds entries sorted by full name, newest version first within a name. Columns that say nothing new are left
 out: a block of plain puts of one version has just lengths, names and values. A run's directory holds the first name of
-every block, the range deletions, and a filter over all names.
+every block, the range deletions, and a filter over all names. The range deletions stand in a grain of their own as
+well, so that losing the directory does not lose them.
 
 Invariants: a block decodes only if its columns fill it exactly; names ascend, versions of one name descend strictly.
 Pure; uses NumPy to build the filter.
@@ -385,7 +386,7 @@ def decode_directory(payload: bytes) -> NamesDirectory:
         firsts = [_full_name(name) for name in fields["firsts"]]
         offsets = [_size(value) for value in fields["offsets"]]
         lengths = [_size(value) for value in fields["lengths"]]
-        ranges = [(_full_name(start), _full_name(stop), _size(version)) for start, stop, version in fields["ranges"]]
+        ranges = _ranges(fields)
         filter_bytes = fields["filter"]
         entries, last = _size(fields["entries"]), _full_name(fields["last"])
     except (KeyError, TypeError, ValueError) as error:
@@ -396,6 +397,25 @@ def decode_directory(payload: bytes) -> NamesDirectory:
         raise CorruptionError("the directory of a run of names is out of order")
     words = memoryview(filter_bytes).cast("Q") if filter_bytes else None
     return NamesDirectory(entries, firsts, last, offsets, lengths, ranges, words)
+
+
+def encode_ranges(ranges: list[tuple[bytes, bytes, int]]) -> bytes:
+    """The payload of a NAMES_RANGES grain: the range deletions that the directory holds as well."""
+    packed: bytes = msgpack.packb({"ranges": ranges})
+    return packed
+
+
+def decode_ranges(payload: bytes) -> list[tuple[bytes, bytes, int]]:
+    """Undo `encode_ranges`; raise `CorruptionError` on anything else. Unknown fields are skipped."""
+    fields = unpack_map(payload)
+    try:
+        return _ranges(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptionError("the range deletions of a run of names are malformed") from error
+
+
+def _ranges(fields: dict[Any, Any]) -> list[tuple[bytes, bytes, int]]:
+    return [(_full_name(start), _full_name(stop), _size(version)) for start, stop, version in fields["ranges"]]
 
 
 def _size(value: Any) -> int:

@@ -102,9 +102,33 @@ def test_repair_shows_first_and_acts_when_told(stored: Run, tmp_path: Path) -> N
     flip(stratum, 5000)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*")}
     shown = records(stored, "repair", code=3)
-    assert set(shown[0]) == {"kind", "object", "detail", "done"}
+    assert set(shown[0]) == {"kind", "object", "detail", "done", "possible", "names", "content_keys"}
     assert "basin repair --yes" in stored("repair", code=3).stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*")} == before
-    stored("repair", "--yes")
-    assert stored("repair").stdout == "nothing to repair\n"
+    (key,) = shown[0]["content_keys"]
+    assert key in stored("repair", "--yes", code=3).stdout
+    lost = stored("repair", code=3).stdout
+    assert "lost" in lost
+    assert key in lost
+    assert "basin repair --yes" not in lost
     assert stored("kv", "get", "name").stdout == "value"
+
+
+def test_a_log_that_rots_is_named_and_repaired(stored: Run, tmp_path: Path) -> None:
+    (segment,) = (tmp_path / "b" / "log").glob("*.log")
+    flip(segment, segment.stat().st_size - 20)
+    assert stored("kv", "get", "name", code=3).stdout == ""
+    assert "log" in {finding["kind"] for finding in records(stored, "check", code=3)}
+    stored("repair", code=3)
+    stored("repair", "--yes")
+    assert stored("kv", "get", "name").stdout == "value"
+    stored("check")
+
+
+def test_repair_that_loses_nothing_ends_with_0(stored: Run, tmp_path: Path) -> None:
+    stratum = max((tmp_path / "b" / "data").iterdir(), key=lambda path: path.stat().st_size)
+    flip(stratum, stratum.stat().st_size - 30)
+    stored("check", code=3)
+    assert stored("repair", "--yes").stdout.splitlines()[-1] == "done: 1"
+    assert stored("repair").stdout == "nothing to repair\n"
+    stored("check")
