@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,18 +32,24 @@ if TYPE_CHECKING:
 @click.option(
     "--secret-file", metavar="PATH", type=click.Path(dir_okay=False), help="Key file; created (mode 0600) if absent."
 )
+@click.option("--data-url", metavar="URL", help="Keep contents (data/) in another folder or bucket.")
+@click.option(
+    "--data-storage-class", metavar="CLASS", help="S3's storage class of contents: STANDARD_IA, GLACIER, DEEP_ARCHIVE …"
+)
 @pass_target
-def init(target: Target, *, is_open: bool, secret_file: str | None) -> None:
+def init(
+    target: Target, *, is_open: bool, secret_file: str | None, data_url: str | None, data_storage_class: str | None
+) -> None:
     """Create a basin; it must not exist yet.
 
     Encrypted under a passphrase ($BASIN_PASSPHRASE, or asked for twice) or a key file. Whoever loses the last secret
     loses the data.
     """
+    given = {"data_url": data_url, "data_storage_class": data_storage_class}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
     if is_open:
         _refuse_secrets(secret_file)
-        _create(target, secret_file=None, is_open=True)
-    else:
-        _create(target, secret_file=secret_file, is_open=False)
+    _create(target, options, secret_file=None if is_open else secret_file, is_open=is_open)
     if wants_json():
         print_json({"basin": target.url, "profile": "open" if is_open else "encrypted"})
     else:
@@ -59,19 +65,19 @@ def _refuse_secrets(secret_file: str | None) -> None:
             raise Failure(f"--open creates a basin without encryption, but ${variable} is set; unset it", EXIT_USAGE)
 
 
-def _create(target: Target, *, secret_file: str | None, is_open: bool) -> None:
+def _create(target: Target, options: dict[str, Any], *, secret_file: str | None, is_open: bool) -> None:
     import basin
 
     url = target.url
     if is_open:
-        basin.open(url, mode="x", profile="open").close()
+        basin.open(url, mode="x", profile="open", **options).close()
         return
     if secret_file is None:
-        basin.open(url, mode="x", secret=secret_from_environment() or _ask()).close()
+        basin.open(url, mode="x", secret=secret_from_environment() or _ask(), **options).close()
         return
     secret, is_new = load_or_create_secret(secret_file)
     try:
-        basin.open(url, mode="x", secret=secret).close()
+        basin.open(url, mode="x", secret=secret, **options).close()
     except AlreadyExists:
         if is_new:
             Path(secret_file).unlink()  # it opens nothing, and would be taken for the key of the basin that was there

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias, get_args
 
 from basin.errors import BasinClosed, BasinError, InvalidArgument
-from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectStore, RequestKind
+from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectStore, Readiness, RequestKind
 
 PART_SIZE: Final = 16 << 20
 """Size of the parts of a large file, unless that makes more than `PARTS_MAX` of them: as `fsspec_clients` cuts it."""
@@ -38,6 +38,7 @@ class CountingObjects(ObjectStore):
 
     def __init__(self, store: ObjectStore) -> None:
         self.url = store.url
+        self.knows_classes = store.knows_classes
         self._store = store
         self._mutex = threading.Lock()
         self._counts: dict[RequestKind, int] = dict.fromkeys(_KINDS, 0)
@@ -86,14 +87,26 @@ class CountingObjects(ObjectStore):
         with self._counted("put_new", sent=len(data)):
             self._store.put_new(name, data)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         size = _size_of(path)
         if size is None:
-            self._store.put_file(name, path)  # It will say what is wrong with the file, and send nothing.
+            self._store.put_file(
+                name, path, storage_class
+            )  # It will say what is wrong with the file, and send nothing.
             return
         kind: RequestKind = "put" if size <= PUT_SIZE_MAX else "part"
         with self._counted(kind, _requests_of_file(size), sent=size):
-            self._store.put_file(name, path)
+            self._store.put_file(name, path, storage_class)
+
+    def readiness(self, name: str) -> Readiness:
+        if not self.knows_classes:
+            return self._store.readiness(name)
+        with self._counted("head"):
+            return self._store.readiness(name)
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        with self._counted("restore"):
+            self._store.restore(name, days=days, tier=tier)
 
     def size(self, name: str) -> int:
         with self._counted("head"):

@@ -18,9 +18,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeAlias, TypeVar
 
-from basin.errors import MissingDependency, StorageError
+from basin.errors import InvalidArgument, MissingDependency, StorageError
+from basin.storage.archive import ALREADY_RESTORING, readiness_of, restore_request
 from basin.storage.object_errors import answered_code
-from basin.storage.objects import PUT_SIZE_MAX, Listing, ObjectInfo
+from basin.storage.objects import PUT_SIZE_MAX, READABLE, Listing, ObjectInfo, Readiness
 from basin.storage.requests import RequestPolicy
 
 _PART_SIZE: Final = 16 << 20
@@ -77,6 +78,7 @@ class ObjectClient(abc.ABC):
     """The requests themselves, as coroutines over full paths. They raise what the libraries raise."""
 
     delete_batch = 1
+    knows_classes = False
 
     def __init__(self, policy: RequestPolicy) -> None:
         self.policy = policy
@@ -95,16 +97,24 @@ class ObjectClient(abc.ABC):
         """The bytes of a range, fewer at the object's end."""
 
     @abc.abstractmethod
-    async def put(self, path: str, data: bytes) -> None:
-        """Store a body in one request."""
+    async def put(self, path: str, data: bytes, storage_class: str = "") -> None:
+        """Store a body in one request. No `storage_class` where objects have none."""
 
     @abc.abstractmethod
     async def put_new(self, path: str, data: bytes) -> None:
         """Store a body in one request, if the path is free."""
 
     @abc.abstractmethod
-    async def put_large(self, path: str, descriptor: int, size: int) -> None:
+    async def put_large(self, path: str, descriptor: int, size: int, storage_class: str = "") -> None:
         """Store a file in parts."""
+
+    @abc.abstractmethod
+    async def readiness(self, path: str) -> Readiness:
+        """Whether an object can be read."""
+
+    @abc.abstractmethod
+    async def restore(self, path: str, days: int, tier: str) -> None:
+        """Ask that an archived object be made readable."""
 
     @abc.abstractmethod
     async def size(self, path: str) -> int:
@@ -127,6 +137,7 @@ class S3Client(ObjectClient):
     """S3 through the methods of s3fs's own client: s3fs's file operations send HEAD requests that nobody asked for."""
 
     delete_batch = _DELETE_BATCH
+    knows_classes = True
 
     def __init__(self, filesystem: Any, root: str, policy: RequestPolicy) -> None:
         super().__init__(policy)
@@ -163,8 +174,8 @@ class S3Client(ObjectClient):
             data: bytes = await body.read()
         return _cut(data, answer.get("ContentRange"), start, stop) if wanted else data
 
-    async def put(self, path: str, data: bytes) -> None:
-        await self._call("put_object", len(data), Key=self._key(path), Body=data)
+    async def put(self, path: str, data: bytes, storage_class: str = "") -> None:
+        await self._call("put_object", len(data), Key=self._key(path), Body=data, **_class_argument(storage_class))
 
     async def put_new(self, path: str, data: bytes) -> None:
         self._require_conditions()
@@ -177,9 +188,10 @@ class S3Client(ObjectClient):
                 "the installed botocore knows no conditional PUT: pip install -U s3fs botocore", package="s3fs"
             )
 
-    async def put_large(self, path: str, descriptor: int, size: int) -> None:
+    async def put_large(self, path: str, descriptor: int, size: int, storage_class: str = "") -> None:
         key = self._key(path)
-        upload = (await self._call("create_multipart_upload", Key=key))["UploadId"]
+        begun = await self._call("create_multipart_upload", Key=key, **_class_argument(storage_class))
+        upload = begun["UploadId"]
         try:
             parts = await self._put_parts(key, upload, descriptor, size)
             await self._call("complete_multipart_upload", Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
@@ -205,6 +217,16 @@ class S3Client(ObjectClient):
 
         await each(range(count), send, min(count, _PARTS_IN_FLIGHT, self.policy.concurrency))
         return parts
+
+    async def readiness(self, path: str) -> Readiness:
+        return readiness_of(await self._call("head_object", Key=self._key(path)))
+
+    async def restore(self, path: str, days: int, tier: str) -> None:
+        try:
+            await self._call("restore_object", Key=self._key(path), RestoreRequest=restore_request(days, tier))
+        except Exception as error:
+            if answered_code(error) != ALREADY_RESTORING:
+                raise
 
     async def size(self, path: str) -> int:
         answer = await self._call("head_object", Key=self._key(path))
@@ -272,6 +294,10 @@ def _send_once(client: Any) -> None:
     http._get_session = session_that_sends_once
 
 
+def _class_argument(storage_class: str) -> _Options:
+    return {"StorageClass": storage_class} if storage_class else {}
+
+
 def _range_header(start: int, stop: int | None) -> _Options:
     """The argument that asks for a range; none for a whole object, whose size nobody needs to know.
 
@@ -317,15 +343,21 @@ class PlainClient(ObjectClient):
         data: bytes = await self._call("cat_file", path, start=start or None, end=stop, size=size)
         return data
 
-    async def put(self, path: str, data: bytes) -> None:
+    async def put(self, path: str, data: bytes, storage_class: str = "") -> None:
         await self._call("pipe_file", path, data, size=len(data))
 
     async def put_new(self, path: str, data: bytes) -> None:
         await self._call("pipe_file", path, data, mode="create", size=len(data))
 
-    async def put_large(self, path: str, descriptor: int, size: int) -> None:
+    async def put_large(self, path: str, descriptor: int, size: int, storage_class: str = "") -> None:
         # The file that is open, and not what may have taken its name since.
         await self._call("put_file", f"/dev/fd/{descriptor}", path, size=size)
+
+    async def readiness(self, path: str) -> Readiness:
+        return READABLE
+
+    async def restore(self, path: str, days: int, tier: str) -> None:
+        raise InvalidArgument("nothing has to be restored here")
 
     async def size(self, path: str) -> int:
         found = await self._call("info", path)

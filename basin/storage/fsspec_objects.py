@@ -29,7 +29,7 @@ from basin.errors import BasinClosed, BasinError, InvalidArgument, MissingDepend
 from basin.storage.fsspec_clients import ObjectClient, PlainClient, S3Client, each, read_exactly
 from basin.storage.naming import checked_folder, checked_name, is_name
 from basin.storage.object_errors import object_error, refused
-from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectStore
+from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectStore, Readiness
 from basin.storage.requests import RequestPolicy
 from basin.storage.translation import translated
 
@@ -143,6 +143,7 @@ class FsspecObjects(ObjectStore):
 
     def __init__(self, client: ObjectClient, root: str, url: str) -> None:
         self.url = url
+        self.knows_classes = client.knows_classes
         self._client = client
         self._root = root
         self._loop = get_loop()
@@ -173,8 +174,10 @@ class FsspecObjects(ObjectStore):
     def put_new(self, name: str, data: bytes) -> None:
         self._run(self._put("put_new", name, data))
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         target = self._path(name)
+        if storage_class and not self.knows_classes:
+            raise InvalidArgument(f"put_file {name!r}: objects have no storage classes here", object=name)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -182,14 +185,21 @@ class FsspecObjects(ObjectStore):
         try:
             size = os.fstat(descriptor).st_size
             if size <= PUT_SIZE_MAX:
-                self._run(self._put("put_file", name, read_exactly(descriptor, 0, size)))
+                self._run(self._put("put_file", name, read_exactly(descriptor, 0, size), storage_class))
             else:
-                self._run(self._guarded("put_file", name, self._client.put_large, target, descriptor, size))
+                put_large = self._client.put_large
+                self._run(self._guarded("put_file", name, put_large, target, descriptor, size, storage_class))
         finally:
             os.close(descriptor)
 
     def size(self, name: str) -> int:
         return self._run(self._guarded("size", name, self._client.size, self._path(name)))
+
+    def readiness(self, name: str) -> Readiness:
+        return self._run(self._guarded("size", name, self._client.readiness, self._path(name)))
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._run(self._guarded("restore", name, self._client.restore, self._path(name), days, tier))
 
     def delete(self, names: _Names) -> None:
         paths = {self._path(name): name for name in names}
@@ -242,12 +252,14 @@ class FsspecObjects(ObjectStore):
             raise InvalidArgument(f"not a range of bytes: {start} to {stop}", object=name)
         return await self._guarded("get", name, self._client.get, path, start, stop)
 
-    async def _put(self, operation: str, name: str, data: bytes) -> None:
+    async def _put(self, operation: str, name: str, data: bytes, storage_class: str = "") -> None:
         path = self._path(name)
         if len(data) > PUT_SIZE_MAX:
             raise InvalidArgument(f"{operation} {name!r}: {len(data)} bytes are too many for one request", object=name)
-        method = self._client.put_new if operation == "put_new" else self._client.put
-        await self._guarded(operation, name, method, path, data)
+        if operation == "put_new":
+            await self._guarded(operation, name, self._client.put_new, path, data)
+        else:
+            await self._guarded(operation, name, self._client.put, path, data, storage_class)
 
     async def _delete(self, paths: dict[str, str]) -> None:
         async def remove(batch: list[str]) -> None:

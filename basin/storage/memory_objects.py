@@ -4,6 +4,8 @@
   them were closed; nothing outlives the process.
 - Every call is atomic: one mutex for one place. So `put_new` has one winner, and a list is of one moment.
 - Closing a store closes it alone, not its place.
+- Bodies have storage classes, as in S3: one of an archive class is not read before it was restored, which takes
+  `restore_s`; for how many days is no matter here.
 
 Durable is what the process is. Imports `basin.errors` and its own package.
 """
@@ -11,13 +13,16 @@ Durable is what the process is. Imports `basin.errors` and its own package.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from basin.errors import AlreadyExists, BasinClosed, InvalidArgument, ObjectMissing
+from basin.storage.archive import ARCHIVE_CLASSES
 from basin.storage.naming import checked_folder, checked_name
-from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectInfo, ObjectStore
+from basin.storage.object_errors import refused
+from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectInfo, ObjectStore, Readiness
 from basin.storage.translation import translated
 
 _PROTOCOL: Final = "memory://"
@@ -29,6 +34,10 @@ class _Place:
     def __init__(self) -> None:
         self.mutex = threading.Lock()
         self.bodies: dict[str, bytes] = {}
+        self.classes: dict[str, str] = {}
+        """Storage classes of the bodies that were given one."""
+        self.restored_s: dict[str, float] = {}
+        """When archived bodies can be read that were asked for."""
 
 
 _places: Final[dict[str, _Place]] = {}
@@ -51,6 +60,10 @@ def memory_objects(url: str) -> MemoryObjects:
 class MemoryObjects(ObjectStore):
     """Objects in memory: those of `place`, or its own that nobody else sees."""
 
+    knows_classes = True
+    restore_s = 0.05
+    """Seconds until a body that is restored can be read."""
+
     def __init__(self, url: str = _PROTOCOL, place: _Place | None = None) -> None:
         self.url = url
         self._place = place or _Place()
@@ -63,7 +76,11 @@ class MemoryObjects(ObjectStore):
         name, start, stop = wanted
         if start < 0 or (stop is not None and stop < start):
             raise InvalidArgument(f"not a range of bytes: {start} to {stop}", object=name)
-        return self._body("get", name)[start:stop]
+        body = self._body("get", name)
+        found = self._readiness(name)
+        if found.state != "readable":
+            raise refused("InvalidObjectState", "get", name, self.url, status=403, tier=found.storage_class)
+        return body[start:stop]
 
     def put(self, name: str, data: bytes) -> None:
         self._store("put", name, data)
@@ -71,14 +88,25 @@ class MemoryObjects(ObjectStore):
     def put_new(self, name: str, data: bytes) -> None:
         self._store("put_new", name, data)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         self._require_open(checked_name(name))
         try:
             data = path.read_bytes()
         except OSError as error:
             raise translated(error, "open", name, str(path)) from error
         with self._place.mutex:
-            self._place.bodies[name] = data
+            self._replace(name, data, storage_class)
+
+    def readiness(self, name: str) -> Readiness:
+        self._body("size", name)
+        return self._readiness(name)
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._body("restore", name)
+        with self._place.mutex:
+            if self._place.classes.get(name) not in ARCHIVE_CLASSES:
+                raise refused("InvalidObjectState", "restore", name, self.url, status=403)
+            self._place.restored_s.setdefault(name, time.monotonic() + self.restore_s)
 
     def size(self, name: str) -> int:
         return len(self._body("size", name))
@@ -88,7 +116,8 @@ class MemoryObjects(ObjectStore):
         self._require_open("")
         with self._place.mutex:
             for name in wanted:
-                self._place.bodies.pop(name, None)
+                for known in (self._place.bodies, self._place.classes, self._place.restored_s):
+                    known.pop(name, None)
 
     def list(self, folder: str) -> Listing:
         prefix = f"{folder}/" if checked_folder(folder) else ""
@@ -128,4 +157,20 @@ class MemoryObjects(ObjectStore):
                     object=name,
                     operation=operation,
                 )
-            self._place.bodies[name] = data
+            self._replace(name, data)
+
+    def _replace(self, name: str, data: bytes, storage_class: str = "") -> None:
+        """Store a body as a new one. Under the mutex."""
+        self._place.bodies[name] = data
+        self._place.restored_s.pop(name, None)
+        self._place.classes[name] = storage_class
+
+    def _readiness(self, name: str) -> Readiness:
+        with self._place.mutex:
+            storage_class = self._place.classes.get(name, "")
+            ready_s = self._place.restored_s.get(name)
+        if storage_class not in ARCHIVE_CLASSES:
+            return Readiness(storage_class)
+        if ready_s is None:
+            return Readiness(storage_class, "archived")
+        return Readiness(storage_class, "readable" if time.monotonic() >= ready_s else "restoring")

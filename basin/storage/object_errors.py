@@ -7,6 +7,7 @@ Invariants:
 - `StorageUnavailable` means that trying again may help, and that the effect of a write cannot be known; its field
   `reason` is "contended", "timeout", "connection", "throttled" or "server". Every other error's `reason` is the
   service's code, or the name of the library's exception.
+- `GrainNotReady` says how the object is made readable: its field `restore` is a command line.
 - Libraries are recognised by the shape and the names of their exceptions, so that none of them is imported here.
   obstore's are recognised by their texts, which hold what it knows in the form that Rust prints for debugging.
 
@@ -75,7 +76,10 @@ _BAD_BUCKET: Final = _Refusal(StorageError, "the service does not accept the buc
 _EXISTS: Final = _Refusal(AlreadyExists, "an object of this name exists already")
 _DENIED: Final = _Refusal(StorageError, "")  # Its kind and text depend on the operation: see `_denied`.
 _NOT_IMPLEMENTED: Final = _Refusal(StorageError, "")  # See `_not_implemented`.
-_COLD: Final = _Refusal(GrainNotReady, "the object lies in cold storage: it must be restored before it can be read")
+_COLD: Final = _Refusal(
+    GrainNotReady, "the object lies in cold storage: it must be restored before it can be read: `basin thaw {name}`"
+)
+_NOTHING_TO_RESTORE: Final = _Refusal(StorageError, "the service says that there is nothing to restore")
 _FULL: Final = _Refusal(OutOfSpace, "the quota of the bucket is used up: free some space, then reopen the basin")
 _BAD_CREDENTIALS: Final = _Refusal(
     StorageError, "the service does not accept these credentials: check the access key, the secret and the endpoint"
@@ -187,8 +191,8 @@ def refused(code: str, operation: str, name: str, url: str, *, status: int = 0, 
     if status:
         fields["status"] = status
     if refusal is _COLD:
-        fields["tier"] = tier
-    return refusal.kind(f"{operation} {name!r} at {url}: {refusal.text.format(bucket=bucket)}", **fields)
+        fields |= {"tier": tier, "storage_class": tier, "restore": f"basin thaw {name}"}
+    return refusal.kind(f"{operation} {name!r} at {url}: {refusal.text.format(bucket=bucket, name=name)}", **fields)
 
 
 def answered_code(error: BaseException) -> str:
@@ -283,6 +287,8 @@ def _from_answer(answer: dict[str, Any], operation: str, name: str, url: str) ->
 
 def _refusal(code: str, status: int, operation: str) -> _Refusal:
     found = _CODES.get(code) or _CODES.get(str(status))
+    if found is _COLD and operation == "restore":
+        return _NOTHING_TO_RESTORE
     if found is _DENIED:
         return _denied(operation)
     if found is _NOT_IMPLEMENTED:
@@ -302,6 +308,8 @@ def _denied(operation: str) -> _Refusal:
         return _Refusal(
             ReadOnly, f"no permission to {verb} the bucket {{bucket!r}}: check the policy of the credentials"
         )
+    if operation == "restore":
+        return _Refusal(StorageError, "no permission to restore objects of the bucket {bucket!r} (s3:RestoreObject)")
     if operation == "list":
         return _Refusal(
             StorageError, "no permission to list the bucket {bucket!r}: check the policy of the credentials"

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from basin.errors import BasinError
+from basin.errors import BasinError, InvalidArgument
 
 PUT_SIZE_MAX: Final = 64 << 20
 """Bodies up to this size are one PUT; above it they go up in parts, and never to a name that must be free."""
 
-RequestKind: TypeAlias = Literal["get", "head", "list", "put", "put_new", "part", "delete"]
+RequestKind: TypeAlias = Literal["get", "head", "list", "put", "put_new", "part", "delete", "restore"]
 """What is counted, and priced, apart."""
 
 
@@ -52,6 +52,17 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
+class Readiness(NamedTuple):
+    """Whether a body can be read now. A store that knows no storage classes says of each that it can."""
+
+    storage_class: str = ""
+    """As the service spells it; `""`: its usual one."""
+    state: Literal["readable", "archived", "restoring"] = "readable"
+
+
+READABLE: Final = Readiness()
+
+
 class ObjectStore(abc.ABC):
     """Named bodies below one prefix of one bucket. Safe for several threads.
 
@@ -62,6 +73,11 @@ class ObjectStore(abc.ABC):
 
     url: str
     """For people: without credentials."""
+    knows_classes: bool = False
+    """Whether bodies have storage classes here: `put_file` takes one, and some must be restored before they are read.
+
+    Reading one that must is `GrainNotReady` (fields `storage_class` and `restore`), which no repetition helps.
+    """
 
     @abc.abstractmethod
     def get(self, wanted: ByteRange) -> bytes:
@@ -91,15 +107,28 @@ class ObjectStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         """Store a file of any size, as `put` does; above `PUT_SIZE_MAX` in parts of bounded number and memory.
 
-        An upload in parts that fails is aborted, as far as the store can be reached.
+        An upload in parts that fails is aborted, as far as the store can be reached. Raises `InvalidArgument` for a
+        `storage_class` where bodies have none.
         """
 
     @abc.abstractmethod
     def size(self, name: str) -> int:
         """Length of a body in bytes. One request. Raises `ObjectMissing`."""
+
+    def readiness(self, name: str) -> Readiness:
+        """Whether a body can be read. One request where the store knows classes, none elsewhere."""
+        return READABLE
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        """Ask that an archived body be made readable for `days`; no error if somebody has asked already. One request.
+
+        `tier`: how fast, "Standard", "Bulk" or "Expedited". `days` 0 where the class takes none ("INTELLIGENT_TIERING",
+        which brings the body back for good). It may take hours: `readiness` says when it is done.
+        """
+        raise InvalidArgument(f"restore {name!r}: nothing has to be restored here", object=name)
 
     @abc.abstractmethod
     def delete(self, names: Sequence[str]) -> None:

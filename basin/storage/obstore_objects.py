@@ -32,8 +32,9 @@ from basin.errors import BasinClosed, BasinError, InvalidArgument, MissingDepend
 from basin.storage.fsspec_clients import each, read_exactly
 from basin.storage.naming import checked_folder, checked_name, is_name
 from basin.storage.object_errors import answered_code, object_error, refused_path
-from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectInfo, ObjectStore
+from basin.storage.objects import PUT_SIZE_MAX, ByteRange, Listing, ObjectInfo, ObjectStore, Readiness
 from basin.storage.requests import RequestPolicy
+from basin.storage.s3_archive import S3Archive
 from basin.storage.s3_options import Place, S3Settings, Untranslatable, s3_place, s3_settings
 from basin.storage.translation import translated
 
@@ -87,7 +88,9 @@ def open_obstore(url: str, storage_options: Mapping[str, Any] | None, policy: Re
         raise Untranslatable("obstore was used before this process was forked")
     settings = s3_settings(place, dict(storage_options or {}), policy)
     try:
-        return ObstoreObjects(_Clients(place, settings, policy), policy, place.url)
+        return ObstoreObjects(
+            _Clients(place, settings, policy), policy, place.url, S3Archive(place, storage_options or {}, policy)
+        )
     except ImportError:
         text = "s3: URLs need another package: pip install 'basin-store[s3]'"
         raise MissingDependency(text, package="obstore") from None
@@ -249,13 +252,17 @@ class _Parts(Iterator[bytes]):
 class ObstoreObjects(ObjectStore):
     """The objects below one prefix of one bucket. Safe for several threads. `url` is the address for people."""
 
-    def __init__(self, clients: _Clients, policy: RequestPolicy, url: str) -> None:
+    knows_classes = True
+
+    def __init__(self, clients: _Clients, policy: RequestPolicy, url: str, archive: S3Archive) -> None:
+        """`archive` asks what obstore cannot ask."""
         import obstore
 
         self.url = url
         self._obstore: Any = obstore
         self._clients = clients
         self._policy = policy
+        self._archive = archive
         self._batches_work = True
         self._ranges_work = True
         self._closed = False
@@ -285,7 +292,7 @@ class ObstoreObjects(ObjectStore):
     def put_new(self, name: str, data: bytes) -> None:
         self._run(self._put("put_new", name, data))
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         checked_name(name)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -294,11 +301,19 @@ class ObstoreObjects(ObjectStore):
         try:
             size = os.fstat(descriptor).st_size
             if size <= PUT_SIZE_MAX:
-                self._run(self._put("put_file", name, read_exactly(descriptor, 0, size)))
+                self._run(self._put("put_file", name, read_exactly(descriptor, 0, size), storage_class))
             else:
-                self._put_parts(name, _Parts(descriptor, size))
+                self._put_parts(name, _Parts(descriptor, size), storage_class)
         finally:
             os.close(descriptor)
+
+    def readiness(self, name: str) -> Readiness:
+        self._require_open()
+        return self._archive.readiness(checked_name(name))
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._require_open()
+        self._archive.restore(checked_name(name), days=days, tier=tier)
 
     def size(self, name: str) -> int:
         checked_name(name)
@@ -332,11 +347,16 @@ class ObstoreObjects(ObjectStore):
         if not self._closed:
             self._closed = True
             self._clients.forget()
+            self._archive.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BasinClosed(f"the store at {self.url} is closed, or was opened before a fork", object="")
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         if self._closed:
             work.close()  # It has not begun, and would complain of never having been awaited.
-            raise BasinClosed(f"the store at {self.url} is closed, or was opened before a fork", object="")
+        self._require_open()
         return _runtime.wait_for(work)
 
     async def _within(self, work: Awaitable[_Result], size: int = 0) -> _Result:
@@ -397,7 +417,7 @@ class ObstoreObjects(ObjectStore):
             raise StorageUnavailable(text, object=name, operation="get", reason="connection")
         return body
 
-    async def _put(self, operation: str, name: str, data: bytes) -> None:
+    async def _put(self, operation: str, name: str, data: bytes, storage_class: str = "") -> None:
         checked_name(name)
         if len(data) > PUT_SIZE_MAX:
             raise InvalidArgument(f"{operation} {name!r}: {len(data)} bytes are too many for one request", object=name)
@@ -405,12 +425,14 @@ class ObstoreObjects(ObjectStore):
 
         async def send() -> None:
             client = self._clients.get(len(data))
-            sending = self._obstore.put_async(client, name, data, mode=mode, use_multipart=False)
+            sending = self._obstore.put_async(
+                client, name, data, mode=mode, use_multipart=False, attributes=_attributes(storage_class)
+            )
             await self._within(sending, len(data))
 
         await self._guarded(operation, name, send)
 
-    def _put_parts(self, name: str, parts: _Parts) -> None:
+    def _put_parts(self, name: str, parts: _Parts, storage_class: str) -> None:
         async def send() -> None:
             client = self._clients.get(parts.part_size)
             sending = asyncio.ensure_future(
@@ -418,6 +440,7 @@ class ObstoreObjects(ObjectStore):
                     client,
                     name,
                     parts,
+                    attributes=_attributes(storage_class),
                     use_multipart=True,
                     chunk_size=parts.part_size,
                     max_concurrency=min(_PARTS_IN_FLIGHT, self._policy.concurrency),
@@ -474,6 +497,10 @@ class ObstoreObjects(ObjectStore):
                 raise refused
 
         await each(names, remove, min(len(names), self._policy.concurrency))
+
+
+def _attributes(storage_class: str) -> dict[str, str] | None:
+    return {"Storage-Class": storage_class} if storage_class else None
 
 
 _runtime: Final = _Runtime()

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self, TypeAlias
 
-from basin.errors import BasinError, ObjectMissing
-from basin.storage.objects import ByteRange, ObjectStore
+from basin.errors import BasinError, InvalidArgument, ObjectMissing
+from basin.storage.objects import READABLE, ByteRange, ObjectStore, Readiness
 
 TEMPORARY_FOLDER: Final = "tmp"
 _temporary_numbers = itertools.count()
@@ -229,6 +229,14 @@ class Storage(abc.ABC):
     def requests(self) -> dict[str, int]:
         """How often a bucket was asked for what since this object was made, and bytes; empty for a disk."""
         return {}
+
+    def readiness(self, name: str) -> Readiness:
+        """Whether a file can be read now, or lies in an archive of a bucket. One request there; nothing else is."""
+        return READABLE
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        """Ask a bucket to make an archived file readable for `days`; see `ObjectStore.restore`."""
+        raise InvalidArgument(f"restore {name!r}: nothing has to be restored here", object=name)
 
     @abc.abstractmethod
     def writable(self) -> bool:

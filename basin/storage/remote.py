@@ -38,7 +38,7 @@ from basin.storage.claims import Outcome, claim
 from basin.storage.counting import CountingObjects
 from basin.storage.disk_cache import DiskCache
 from basin.storage.naming import checked_folder, checked_name
-from basin.storage.objects import ByteRange, Listing, ObjectInfo, ObjectStore
+from basin.storage.objects import READABLE, ByteRange, Listing, ObjectInfo, ObjectStore, Readiness
 from basin.storage.pieces import Pieces
 from basin.storage.probe import probe_create_only
 from basin.storage.protocol import AppendFile, Extent, LockFile, ReadFile, Storage
@@ -51,6 +51,8 @@ _GAP_MAX: Final = 64 << 10
 _MERGED_SIZE_MAX: Final = 9 << 20
 """Eight parts of 1 MiB and their headers are one request."""
 _READS_MAX: Final = 3
+DATA_START: Final = "data/"
+"""How the names of grains of contents begin: no metadata, and the only files that may lie in a colder class."""
 
 _Names: TypeAlias = list[str]  # In the class below, `list` is a method.
 
@@ -86,6 +88,8 @@ class RemoteStorage(Storage):
         self._closed = False
         self._is_probed = False
         self._supposed: Mapping[str, bytes] = {}
+        self.data_class = ""
+        """Storage class of the files below `data/`. Set before the first of them is created."""
         _storages.add(self)
 
     def __repr__(self) -> str:
@@ -133,11 +137,11 @@ class RemoteStorage(Storage):
         return future
 
     def _send(self, name: str, spooled: SpoolFile) -> None:
-        self.objects.put_file(name, spooled.path)
+        self.objects.put_file(name, spooled.path, self.data_class if name.startswith(DATA_START) else "")
 
     def sent(self, name: str, spooled: SpoolFile) -> None:
         """The object is there: the spooled file goes, after what is metadata of it went into the cache."""
-        if not name.startswith("data/"):
+        if not name.startswith(DATA_START):
             extent = Extent(name, spooled.size, spooled.size)
             start = self._pieces.metadata_start(extent)
             self._pieces.keep(extent, spooled.read(start, spooled.size - start))
@@ -285,6 +289,14 @@ class RemoteStorage(Storage):
                     found[row] = body[start - span.start : None if stop is None else stop - span.start]
         return found
 
+    def readiness(self, name: str) -> Readiness:
+        self._require_open(checked_name(name))
+        return READABLE if name in self._spooled else self.objects.readiness(name)
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._require_open(checked_name(name))
+        self.objects.restore(name, days=days, tier=tier)
+
     # --- folders ----------------------------------------------------------------------------------------------------
 
     def list(self, folder: str) -> _Names:
@@ -364,9 +376,14 @@ class _GrowingFile(AppendFile):
         return self._is_sent or (self._future is not None and self._future.done())
 
     def sync(self) -> None:
-        """As the port says; after `StorageUnavailable` it may be called again, and sends the file again."""
+        """As the port says; after `StorageUnavailable` it may be called again, and sends the file again.
+
+        What was unavailable before anybody waited for it, and may be long over, is tried again at once.
+        """
         if self._is_sent:
             return
+        if self._future is not None and _is_unavailable(self._future):
+            self._future = None
         self.finish()
         future, self._future = self._future, None
         if future is not None:
@@ -414,6 +431,11 @@ class _RemoteFile(ReadFile):
 
     def close(self) -> None:
         return
+
+
+def _is_unavailable(sent: Future[None]) -> bool:
+    """Whether a file was not sent because the store did not answer; False while it is on its way."""
+    return sent.done() and not sent.cancelled() and isinstance(sent.exception(), StorageUnavailable)
 
 
 def _whole(data: bytes, name: str, offset: int, size: int) -> bytes:

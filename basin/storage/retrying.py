@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from basin.errors import BasinError, StorageUnavailable
-from basin.storage.objects import ByteRange, Listing, ObjectStore
+from basin.storage.objects import ByteRange, Listing, ObjectStore, Readiness
 from basin.storage.requests import RequestPolicy, backoffs
 
 _Result = TypeVar("_Result")
@@ -35,6 +35,7 @@ class RetryingObjects(ObjectStore):
 
     def __init__(self, store: ObjectStore, policy: RequestPolicy) -> None:
         self.url = store.url
+        self.knows_classes = store.knows_classes
         self._store = store
         self._policy = policy
         self._random = random.Random().random
@@ -72,8 +73,14 @@ class RetryingObjects(ObjectStore):
     def put_new(self, name: str, data: bytes) -> None:
         self._store.put_new(name, data)
 
-    def put_file(self, name: str, path: Path) -> None:
-        self._repeated(lambda: self._store.put_file(name, path))
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
+        self._repeated(lambda: self._store.put_file(name, path, storage_class))
+
+    def readiness(self, name: str) -> Readiness:
+        return self._repeated(lambda: self._store.readiness(name))
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._repeated(lambda: self._store.restore(name, days=days, tier=tier))
 
     def size(self, name: str) -> int:
         return self._repeated(lambda: self._store.size(name))

@@ -7,8 +7,8 @@ Invariants:
 - What the options leave open (credentials, region, endpoint) comes from where s3fs has it: from botocore, which knows
   the environment, the profiles and the chain of credentials. Without botocore obstore itself looks at the environment.
 
-Sends no request, but for credentials that botocore fetches. The one module that imports botocore, and only when it is
-needed; neither obstore nor s3fs is imported. Imports `basin.errors` and its neighbours.
+Sends no request, but for credentials that botocore fetches. Beside `s3_archive` the one module that imports botocore,
+and only when it is needed; neither obstore nor s3fs is imported. Imports `basin.errors` and its neighbours.
 """
 
 from __future__ import annotations

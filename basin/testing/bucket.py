@@ -361,7 +361,9 @@ class BucketClient(ObjectStore):
         ignored = {FaultKind.CONDITION_IGNORED: lambda _: bucket.store(name, body)}
         self._send(_Action("put_new", name, lambda: bucket.create(name, body), body, ignored))
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
+        if storage_class:
+            raise InvalidArgument(f"put_file {name!r}: bodies have no storage classes here", object=name)
         body, size_max = path.read_bytes(), self.bucket.put_size_max
         if len(body) <= size_max:
             return self.put(name, body)

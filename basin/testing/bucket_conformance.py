@@ -364,7 +364,7 @@ class BucketConformance(StorageConformance):
         storage.open("data/a").read(2, 5)
         storage.list("data")
         storage.delete("data/a")
-        expected = {"put": 2, "put_new": 1, "head": 1, "get": 2, "list": 1, "delete": 1, "part": 0}
+        expected = {"put": 2, "put_new": 1, "head": 1, "get": 2, "list": 1, "delete": 1, "part": 0, "restore": 0}
         assert storage.requests() == expected | {"bytes_in": 5, "bytes_out": 24}
         assert before != storage.requests()
 

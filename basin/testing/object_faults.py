@@ -59,8 +59,8 @@ class FaultKind(enum.Enum):
         return kind in _APPLIES.get(self, _ALL)
 
 
-_ALL: Final[frozenset[RequestKind]] = frozenset({"get", "head", "list", "put", "put_new", "part", "delete"})
-_CHANGING: Final[frozenset[RequestKind]] = frozenset({"put", "put_new", "part", "delete"})
+_ALL: Final[frozenset[RequestKind]] = frozenset({"get", "head", "list", "put", "put_new", "part", "delete", "restore"})
+_CHANGING: Final[frozenset[RequestKind]] = frozenset({"put", "put_new", "part", "delete", "restore"})
 _DELIVERED: Final = _CHANGING - {"part"}  # A part alone is not visible: early, late or twice makes no difference.
 
 _APPLIES: Final[dict[FaultKind, frozenset[RequestKind]]] = {

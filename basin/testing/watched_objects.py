@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from basin.errors import BasinError
-from basin.storage.objects import ByteRange, Listing, ObjectStore, RequestKind
+from basin.storage.objects import ByteRange, Listing, ObjectStore, Readiness, RequestKind
 
 _Result = TypeVar("_Result")
 _Found: TypeAlias = list[bytes | BasinError]  # In the class below, `list` is a method.
@@ -56,6 +56,7 @@ class WatchedObjects(ObjectStore):
 
     def __init__(self, store: ObjectStore) -> None:
         self.url = store.url
+        self.knows_classes = store.knows_classes
         self.store = store
         self.calls: list[Call] = []
         self.rounds = 0
@@ -123,8 +124,16 @@ class WatchedObjects(ObjectStore):
     def put_new(self, name: str, data: bytes) -> None:
         self._do(Call("put_new", name), lambda: self.store.put_new(name, data), data)
 
-    def put_file(self, name: str, path: Path) -> None:
-        self._do(Call("put", name), lambda: self.store.put_file(name, path))
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
+        self._do(Call("put", name), lambda: self.store.put_file(name, path, storage_class))
+
+    def readiness(self, name: str) -> Readiness:
+        if not self.knows_classes:
+            return self.store.readiness(name)
+        return self._do(Call("head", name), lambda: self.store.readiness(name))
+
+    def restore(self, name: str, *, days: int, tier: str) -> None:
+        self._do(Call("restore", name), lambda: self.store.restore(name, days=days, tier=tier))
 
     def size(self, name: str) -> int:
         return self._do(Call("head", name), lambda: self.store.size(name))

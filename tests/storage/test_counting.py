@@ -35,8 +35,8 @@ class Broken(MemoryObjects):
         super().put_new(name, data)
         raise StorageUnavailable("cut", reason="connection")
 
-    def put_file(self, name: str, path: Path) -> None:
-        super().put_file(name, path)
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
+        super().put_file(name, path, storage_class)
         raise StorageUnavailable("cut", reason="connection")
 
     def size(self, name: str) -> int:
@@ -53,7 +53,7 @@ class Broken(MemoryObjects):
 class FilesOfAnySize(MemoryObjects):
     """Takes files without reading them."""
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         self.put(name, b"")
 
 

@@ -94,9 +94,9 @@ class Unreliable(ObjectStore):
         self._call("put_new")
         self.store.put_new(name, data)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_file(self, name: str, path: Path, storage_class: str = "") -> None:
         self._call("put_file")
-        self.store.put_file(name, path)
+        self.store.put_file(name, path, storage_class)
 
     def size(self, name: str) -> int:
         self._call("size")
