@@ -11,7 +11,21 @@ import pytest
 from blake3 import blake3
 
 from basin.engine.state import State, state_from_map, state_to_map
-from basin.format import checkpoint, clast, grain, hint, index, names, ordered, payload, record, segment, slots, stratum
+from basin.format import (
+    checkpoint,
+    clast,
+    flat,
+    grain,
+    hint,
+    index,
+    names,
+    ordered,
+    payload,
+    record,
+    segment,
+    slots,
+    stratum,
+)
 from basin.format.layout import ENTRY_INLINE, RECORD_MAGIC, Kind, StratumKind
 from basin.terms import StratumId
 from tests.source_tree import ROOT
@@ -180,6 +194,19 @@ def _stub() -> Example:
     return Example(frame, lambda data: hint.decode_stub(cipher, data, 7), folded)
 
 
+def _flat_file() -> Example:
+    table = flat.encode_flat_table([("basin.json", 5, HASH)])
+    end = flat.FlatEnd(21, len(table), blake3(table).digest())
+    encoded = flat.encode_flat_header() + b"hello" + table + flat.encode_flat_end(end)
+
+    def decode(data: bytes) -> Any:
+        flat.decode_flat_header(data[:16])
+        found = flat.decode_flat_end(data[-64:], len(data))
+        return flat.decode_flat_table(data[found.table_offset : -64], found), data[16:21]
+
+    return Example(encoded, decode, ([flat.FlatFile("basin.json", 16, 5, HASH)], b"hello"))
+
+
 EXAMPLES = {
     "grain": _grain,
     "stratum header": _stratum_header,
@@ -198,6 +225,7 @@ EXAMPLES = {
     "hint": _hint,
     "stub": _stub,
     "generation": _generation,
+    "flat file": _flat_file,
 }
 
 
