@@ -13,12 +13,14 @@ import click
 from basin.cli.blob import blob
 from basin.cli.check import check, repair
 from basin.cli.common import Group, Target
+from basin.cli.export import export, import_
 from basin.cli.init import init
 from basin.cli.kv import kv
 from basin.cli.log import log
 from basin.cli.output import print_line
 from basin.cli.secret import secret
 from basin.cli.stats import stats
+from basin.cli.thaw import thaw
 
 _EPILOG = """
 \b
@@ -47,5 +49,5 @@ def main(context: click.Context, url: str | None) -> None:
     context.obj = Target(url)
 
 
-for _command in (init, kv, blob, log, stats, check, repair, secret):
+for _command in (init, kv, blob, log, stats, check, repair, secret, thaw, export, import_):
     main.add_command(_command)
