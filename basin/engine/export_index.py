@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from basin.engine.cache import Cache
 from basin.engine.index import IndexReader
-from basin.engine.merging import _count_alive, _merge_entries, never
+from basin.engine.merging import count_alive, merge_entries, never
 from basin.engine.reader import UNREADABLE
 from basin.engine.rewrite import scanned_entries
 from basin.engine.state import FINISHED, State
@@ -38,12 +38,12 @@ def write_merged_index(
     if not strata:
         return None
     indexes = list(_indexes(core, state, strata))
-    count = _count_alive(indexes, set(strata))
+    count = count_alive(indexes, set(strata))
     writer = StratumWriter(
         target, core.keyring, StratumKind.INDEX, session=0, identity=identity, key_material=os.urandom(32)
     )
     builder = IndexBuilder(strata, count, writer.tag_key, identity)
-    _, directory = append_index(writer, builder, _merge_entries(indexes, strata, never))
+    _, directory = append_index(writer, builder, merge_entries(indexes, strata, never))
     writer.finish_with(directory)
     return IndexRun(identity, count, strata), writer.describe(FINISHED)
 

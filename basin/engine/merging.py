@@ -216,8 +216,8 @@ def merge_indexes(
     strata = list(dict.fromkeys(one for index in indexes for one in index.directory.strata if one in alive))
     if len(strata) > INDEX_STRATA_MAX:
         return False
-    count = _count_alive(indexes, alive)
-    run, added = write_index_run(core, strata, count, _merge_entries(indexes, strata, pause))
+    count = count_alive(indexes, alive)
+    run, added = write_index_run(core, strata, count, merge_entries(indexes, strata, pause))
     runs = {one.id for one in core.state.index_runs}
     removed = [identity for _, identity, _ in sources if identity in runs]
     done = core.append(
@@ -240,7 +240,7 @@ def merge_indexes(
     return done
 
 
-def _count_alive(indexes: Sequence[IndexReader], alive: Container[StratumId]) -> int:
+def count_alive(indexes: Sequence[IndexReader], alive: Container[StratumId]) -> int:
     """Entries of strata that still count. Reads every page only where some stratum went."""
     total = 0
     for index in indexes:
@@ -258,7 +258,7 @@ def _alive_parts(index: IndexReader, alive: Container[StratumId]) -> Iterator[En
         yield entries[counts[entries["stratum"]]]
 
 
-def _merge_entries(
+def merge_entries(
     indexes: Sequence[IndexReader], strata: list[StratumId], pause: Callable[[int], None]
 ) -> Iterator[Entries]:
     """Entries of several indexes, sorted, renumbered to `strata`, in bounded memory."""

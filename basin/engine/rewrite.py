@@ -29,6 +29,15 @@ _WINDOW: Final = 4 << 20
 """Bytes that are read together."""
 _GAP: Final = 64 << 10
 """Bytes between two grains that are read along, because another read costs more."""
+_SMALL: Final = 16 << 10
+_TOGETHER: Final = 256
+"""Small grains that are appended together."""
+_INDEX_SHARE: Final = 64
+"""Bytes of index for each grain, amply."""
+_KIND_AT, _CODEC_AT, _FLAGS_AT, _KEY_AT = 8, 9, 10, 12
+"""In a grain's header."""
+_PLAIN: Final = bytes([Kind.BLOB, 0, 0])
+"""Kind and flags of a content without links."""
 _INDEX_KINDS: Final = frozenset({Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY})
 
 
@@ -103,6 +112,7 @@ class Rewriter:
     def copy(self, added: StratumAdded, places: Sequence[Place]) -> None:
         """Some grains of a stratum, sorted by their places."""
         reader = self._core.readers.get(added.kind, added.id)
+        plain: list[tuple[int, bytes]] = []
         for (offset, _), grain in zip(places, grains_at(reader, places), strict=True):
             try:
                 verify_grain(grain)
@@ -111,7 +121,33 @@ class Rewriter:
                 if again is None:
                     raise reader.damage(offset, error.message) from error
                 grain = again
-            self._copy(reader, offset, grain)
+            if len(grain) > _SMALL or grain[_KIND_AT:_CODEC_AT] + grain[_FLAGS_AT:_KEY_AT] != _PLAIN:
+                self._copy(reader, offset, grain)
+                continue
+            plain.append((offset, grain))
+            if len(plain) == _TOGETHER:
+                self._copy_plain(reader, plain)
+                plain = []
+        self._copy_plain(reader, plain)
+
+    def _copy_plain(self, reader: StratumReader, plain: Sequence[tuple[int, bytes]]) -> None:
+        """Small contents without links, each of which is kept once: a third of the cost of `_copy`."""
+        if not plain:
+            return
+        writer = self._writer
+        size = sum(len(grain) for _, grain in plain)
+        keys = [grain[_KEY_AT:GRAIN_HEADER_SIZE] for _, grain in plain]
+        if (
+            writer is None
+            or writer.room < size + _INDEX_SHARE * len(plain)
+            or not writer.locations.keys().isdisjoint(keys)
+        ):
+            for offset, grain in plain:
+                self._copy(reader, offset, grain)
+            return
+        codecs = [grain[_CODEC_AT] for _, grain in plain]
+        writer.append_blobs(keys, codecs, [reader.unseal(grain, offset) for offset, grain in plain])
+        self._pause(2 * size)
 
     def _copy(self, reader: StratumReader, offset: int, grain: bytes) -> None:
         header = decode_header(grain)

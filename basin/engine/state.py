@@ -12,7 +12,7 @@ Rules (each found necessary by an explicit-state model; numbers as in the design
 4. A condemn is refused if a listed stratum was relied on after its mark; a kill unless all are still condemned by it.
 5. Reviving one stratum of a condemn revives all of it.
 6. Every stratum relied on is live, or condemned and revived by the same record. (A rewrite that leaves grains out
-   because a copy of them lies elsewhere relies on that.)
+   because a copy of them lies elsewhere relies on that; a record that adds grains relies on what they link to.)
 7. A flushed run of names covers (flushed, through]; any other start is refused.
 8. The history floor only rises, never above a pin; pins below it are refused.
 9. Expiry moves forward only, and stays an hour behind the record's clock.
