@@ -108,6 +108,13 @@ def bench_bucket(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.bucket", *session.posargs)
 
 
+@nox.session(name="bench-compaction")
+def bench_compaction(session: nox.Session) -> None:
+    """What a compaction costs and leaves behind, beside RocksDB's. `-- --docs` writes docs/benchmarks-compaction.md."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks.compaction", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Links, code blocks, commands and byte tables of the documentation."""

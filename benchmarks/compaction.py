@@ -35,6 +35,7 @@ MEMORY_GROWTH_MAX: Final = 32
 VALUE_SIZE: Final = 1024
 BATCH: Final = 1000
 ROUNDS_OF_CHURN: Final = 24
+_ALONE_S: Final = 3.0
 
 Rows = list[tuple[str, str, str, str]]
 """Part, what was measured, the figure, what was promised."""
@@ -132,7 +133,7 @@ def others(folder: Path, count: int) -> Rows:
     with basin.open(place, profile="open", history_s=0.0) as db:
         fill_twice(lambda pairs: put_durably(db, pairs), count)
     with basin.open(place, "w") as db:
-        alone = commit_times(db, 5)
+        alone = commit_times(db, _ALONE_S)
         process = subprocess.Popen([sys.executable, "-c", _COMPACT, str(place)])
         beside: list[float] = []
         while process.poll() is None:

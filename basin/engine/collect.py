@@ -33,7 +33,7 @@ from basin.engine.state import State
 from basin.errors import CorruptionError
 from basin.format.grain import decode_header
 from basin.format.layout import FLAG_LINKS, STRATUM_HEADER_SIZE, StratumKind
-from basin.format.record import Condemn, Kill, Record, StratumAdded
+from basin.format.record import Condemn, IndexRun, Kill, Record, StratumAdded
 from basin.terms import Position, StratumId
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Pruner:
         try:
             self._copy_kept(marks, group, rewriter)
             outputs = rewriter.finish()
-            if not self._append_condemn(marks, group, [], outputs):
+            if not self._append_condemn(marks, group, [], outputs, rewriter.runs):
                 rewriter.discard()
         except CorruptionError as error:
             rewriter.discard()
@@ -208,7 +208,12 @@ class Pruner:
             places.close()
 
     def _append_condemn(
-        self, marks: Marks, whole: Sequence[StratumId], dead: Sequence[StratumId], outputs: Sequence[StratumAdded]
+        self,
+        marks: Marks,
+        whole: Sequence[StratumId],
+        dead: Sequence[StratumId],
+        outputs: Sequence[StratumAdded],
+        runs: Sequence[IndexRun] = (),
     ) -> bool:
         """One record that adds `outputs` and condemns all of `whole`, and those of `dead` that nobody needs by now."""
         condemned: list[StratumId] = []
@@ -222,7 +227,12 @@ class Pruner:
             if not going or not all(one in now.strata and not now.strata[one].condemned for one in relied):
                 return None
             condemned[:] = going
-            return Record(strata_added=list(outputs), condemned=[Condemn(marks.position, going)], relied=sorted(relied))
+            return Record(
+                strata_added=list(outputs),
+                index_runs_added=list(runs),
+                condemned=[Condemn(marks.position, going)],
+                relied=sorted(relied),
+            )
 
         sizes = {identity: known.added.length for identity, known in self._core.state.strata.items()}
         if not self._core.append(build):

@@ -49,15 +49,17 @@ class Options:
     - `open_files_max`: strata kept open for reading.
     - `reserve_size`: disk space held back, so that deletions can be recorded on a full disk.
     - `checkpoint_every`: records that an opener replays at most, about: names are flushed and the state is stored.
+    - `grace_s`: how long what a prune condemned stays, so that a writer who needs it can take it back; in a bucket also
+      what was merged away, for those who still read it.
     - `threads`: workers that compress and encrypt in `put_many`, `get_many` and large streams; 0: one a core.
 
     In a bucket these have other defaults, for every request costs time and money: `sync_interval_s` 5,
-    `refresh_interval_s` a day (call `refresh`, or set it to poll), `checkpoint_every` 200. And there are:
+    `refresh_interval_s` a day (call `refresh`, or set it to poll), `checkpoint_every` 200, `grace_s` a
+    day. And there are:
 
     - `job`: what this handle writes for, such as a nightly backup. A session of a job takes over at once from an
       earlier one of the same job that died (or was not told to end): what that had sent is kept, and it writes no more.
     - `session_timeout_s`: other sessions count as dead when they have logged nothing for so long.
-    - `grace_s`: how long objects that were merged away stay for those who still read them.
     - `cache_folder`, `disk_cache_size`: where and how much metadata and indexes are cached on disk; size 0: nothing.
     - `spool_folder`: where strata grow until they are sent; by default the system's folder for temporary files.
     - `connect_timeout_s`, `read_timeout_s`: of one request.
@@ -87,7 +89,7 @@ class Options:
     checkpoint_every: int = 1000
     job: str = ""
     session_timeout_s: float = _DAY_S
-    grace_s: float = _DAY_S
+    grace_s: float = 3600.0
     cache_folder: str = ""
     disk_cache_size: int = 1024 * MIB
     spool_folder: str = ""
@@ -151,6 +153,7 @@ REMOTE_DEFAULTS: Final[dict[str, Any]] = {
     "sync_interval_s": 5.0,
     "refresh_interval_s": _DAY_S,
     "checkpoint_every": 200,
+    "grace_s": _DAY_S,
     "reserve_size": 0,
 }
 """What differs where files are objects: no timer may ask a bucket for nothing."""

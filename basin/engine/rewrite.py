@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from basin.engine.merging import never, remove_files
+from basin.engine.merging import never, remove_files, write_index_run
 from basin.engine.reader import StratumReader
 from basin.engine.state import ACTIVE, CUT, FINISHED
+from basin.engine.tiers import is_cold
 from basin.engine.writer import StratumWriter
 from basin.errors import BasinError, CorruptionError
 from basin.format.grain import decode_header, verify_grain
 from basin.format.index import Entries, IndexEntry, entries_of
 from basin.format.layout import GRAIN_HEADER_SIZE, STRATUM_FOOTER_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
-from basin.format.record import Record, StratumAdded
+from basin.format.record import IndexRun, Record, StratumAdded
 from basin.terms import StratumId
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ class Rewriter:
         self._pause = pause
         self._writer: StratumWriter | None = None
         self._finished: list[StratumAdded] = []
+        self._is_cold = kind == StratumKind.DATA and is_cold(core.options)
+        self.runs: list[IndexRun] = []
+        """Where contents are cold, their index is not: the runs that the record must add as well."""
 
     def copy_all(self, added: StratumAdded) -> None:
         """Every grain of a stratum."""
@@ -160,10 +164,20 @@ class Rewriter:
         self._pause(2 * len(grain))
 
     def _finish(self) -> None:
-        if self._writer is not None:
-            self._writer.finish()
-            self._finished.append(self._writer.describe(FINISHED))
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        entries = [writer.entries()] if self._is_cold else []
+        try:
+            writer.finish()
+        except BaseException:
+            self._core.own_strata.discard(writer)
+            raise
+        self._finished.append(writer.describe(FINISHED))
+        if entries:
+            run, added = write_index_run(self._core, [writer.id], len(entries[0]), entries)
+            self.runs.append(run)
+            self._finished.append(added)
 
     def finish(self) -> list[StratumAdded]:
         """Make all durable; returns how a record describes the new strata."""
@@ -177,7 +191,7 @@ class Rewriter:
             self._writer = None
         for added in self._finished:
             self._core.own_strata.delete(added.kind, added.id)
-        self._finished = []
+        self._finished, self.runs = [], []
 
 
 def merge_strata(core: Core, sources: Sequence[StratumId], pause: Callable[[int], None] = never) -> bool:
@@ -199,6 +213,7 @@ def merge_strata(core: Core, sources: Sequence[StratumId], pause: Callable[[int]
             Record(
                 strata_added=added,
                 strata_removed=[*sources, *emptied],
+                index_runs_added=rewriter.runs,
                 index_runs_removed=emptied,
                 files_kept=core.is_remote,
             )
