@@ -18,10 +18,12 @@ from basin import errors
 if TYPE_CHECKING:
     from basin.api import Database, ingest, open  # noqa: A004  # `basin.open`, as in `gzip.open`
     from basin.engine.basin import Change, LogEntry
+    from basin.engine.compaction import CompactionReport
     from basin.engine.copying import CopyReport
     from basin.engine.export import ExportReport
     from basin.engine.ingest import Report, Ticket
     from basin.engine.options import Options
+    from basin.engine.plan import CompactionStep
     from basin.engine.repair import RepairAction
     from basin.engine.secret import Secret
     from basin.engine.secrets import SlotInfo
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _MODULES: Final = {
     "BasinError": "basin.errors",
     "Change": "basin.engine.basin",
+    "CompactionReport": "basin.engine.compaction",
+    "CompactionStep": "basin.engine.plan",
     "Conflict": "basin.errors",
     "ContentKey": "basin.terms",
     "CopyReport": "basin.engine.copying",
@@ -59,6 +63,8 @@ _MODULES: Final = {
 __all__ = [
     "BasinError",
     "Change",
+    "CompactionReport",
+    "CompactionStep",
     "Conflict",
     "ContentKey",
     "CopyReport",

@@ -39,7 +39,6 @@ from basin.engine.ingest import (
     write_items,
 )
 from basin.engine.keyring import Keyring, create_basin_keys, delete_slot_files, unlock
-from basin.engine.log import RESERVE_NAME
 from basin.engine.options import Options, make_options
 from basin.engine.repair_log import is_salvaged, load_anyhow
 from basin.engine.secret import Secret
@@ -649,8 +648,7 @@ def _start(core: Core, expect_head: Head | None, hint: Hint | None, *, salvage: 
             raise StorageUnavailable(f"the basin could not be opened: {error.message}", object="log") from error
     if core.writable and core.is_remote and hint is None:
         write_hint(core, keys_changed=True)
-    if core.writable and core.options.reserve_size:
-        core.storage.reserve(RESERVE_NAME, core.options.reserve_size)
+    core.hold_reserve()
 
 
 def check_head(core: Core, expected: Head) -> None:

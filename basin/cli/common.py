@@ -74,21 +74,21 @@ class Target:
             raise Failure("which basin? give -b URL before the command, or set $BASIN_URL", EXIT_USAGE)
         return self.given
 
-    def open(self, mode: Literal["r", "w"], *, salvage: bool = False) -> Database:
+    def open(self, mode: Literal["r", "w"], *, salvage: bool = False, **options: Any) -> Database:
         """Open it: mode "r" to read, "w" to write, both existing. Asks for a secret only if the basin needs one.
 
-        `salvage`: also if its log is damaged.
+        `salvage`: also if its log is damaged. `options`: as of `basin.open`.
         """
         import basin
 
         secret = secret_from_environment()
         try:
-            return basin.open(self.url, mode=mode, secret=secret, salvage=salvage)
+            return basin.open(self.url, mode=mode, secret=secret, salvage=salvage, **options)
         except SecretRequired:
             if secret is not None or not can_ask():
                 raise
         secret = ask_secret(f"Passphrase of {self.url}", confirm=False)
-        return basin.open(self.url, mode=mode, secret=secret, salvage=salvage)
+        return basin.open(self.url, mode=mode, secret=secret, salvage=salvage, **options)
 
 
 pass_target: Final = click.make_pass_decorator(Target)

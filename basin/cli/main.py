@@ -13,6 +13,7 @@ import click
 from basin.cli.blob import blob
 from basin.cli.check import check, repair
 from basin.cli.common import Group, Target
+from basin.cli.compact import compact
 from basin.cli.export import export, import_
 from basin.cli.init import init
 from basin.cli.kv import kv
@@ -49,5 +50,5 @@ def main(context: click.Context, url: str | None) -> None:
     context.obj = Target(url)
 
 
-for _command in (init, kv, blob, log, stats, check, repair, secret, thaw, export, import_):
+for _command in (init, kv, blob, log, stats, check, repair, secret, compact, thaw, export, import_):
     main.add_command(_command)

@@ -35,7 +35,7 @@ from basin.engine.keyspace import (
     prefix_of,
 )
 from basin.engine.log import Entry
-from basin.engine.plan import Step
+from basin.engine.plan import CompactionStep
 from basin.engine.repair import RepairAction, repair
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
@@ -502,7 +502,7 @@ class Basin(Names):
             progress=progress,
         ).run()
 
-    def plan_compaction(self, *, prune: bool = True, grace_s: float | None = None) -> list[Step]:
+    def plan_compaction(self, *, prune: bool = True, grace_s: float | None = None) -> list[CompactionStep]:
         """What `compact` would do first, why, and how many bytes that reads, writes and frees. Writes nothing."""
         self._core.require_open()
         return plan(self._core, prune=prune, grace_s=grace_s)

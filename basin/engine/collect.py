@@ -162,15 +162,10 @@ class Pruner:
     def _condemn_parents(self, marks: Marks, parents: Sequence[StratumId], dead: Sequence[StratumId]) -> bool:
         """All strata of dead parents in one record, and the dead strata that those may link into."""
         rewriter = Rewriter(self._core, StratumKind.META, self._pause)
-        try:
-            self._copy_kept(marks, parents, rewriter)
-            outputs = rewriter.finish()
-            if not self._append_condemn(marks, parents, dead, outputs):
-                rewriter.discard()
-                return False
-        except BaseException:
+        outputs = self._copy_kept(marks, parents, rewriter)
+        if not self._append_condemn(marks, parents, dead, outputs):
             rewriter.discard()
-            raise
+            return False
         return True
 
     def _condemn_dead(self, marks: Marks, dead: Sequence[StratumId]) -> None:
@@ -184,28 +179,32 @@ class Pruner:
             return
         rewriter = Rewriter(self._core, StratumKind.DATA, self._pause)
         try:
-            self._copy_kept(marks, group, rewriter)
-            outputs = rewriter.finish()
-            if not self._append_condemn(marks, group, [], outputs, rewriter.runs):
-                rewriter.discard()
+            outputs = self._copy_kept(marks, group, rewriter)
         except CorruptionError as error:
-            rewriter.discard()
             self._problem("rewrite", error)  # `check` names it, `repair` mends it; until then it stays as it is.
+            return
+        if not self._append_condemn(marks, group, [], outputs, rewriter.runs):
+            rewriter.discard()
+
+    def _copy_kept(self, marks: Marks, strata: Sequence[StratumId], rewriter: Rewriter) -> list[StratumAdded]:
+        """Copy what is needed of some strata, durably. What was copied is deleted if that fails, and only then: as soon
+        as a record may name it, only the log says whether it does.
+        """
+        try:
+            places = marks.kept_places(strata)
+            try:
+                for number, identity in enumerate(strata):
+                    rows = places.read(number)
+                    rows.sort(order="offset")
+                    listed = list(zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True))
+                    if listed:
+                        rewriter.copy(marks.state.strata[identity].added, listed)
+            finally:
+                places.close()
+            return rewriter.finish()
         except BaseException:
             rewriter.discard()
             raise
-
-    def _copy_kept(self, marks: Marks, strata: Sequence[StratumId], rewriter: Rewriter) -> None:
-        places = marks.kept_places(strata)
-        try:
-            for number, identity in enumerate(strata):
-                rows = places.read(number)
-                rows.sort(order="offset")
-                listed = list(zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True))
-                if listed:
-                    rewriter.copy(marks.state.strata[identity].added, listed)
-        finally:
-            places.close()
 
     def _append_condemn(
         self,

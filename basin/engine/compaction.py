@@ -25,8 +25,8 @@ from basin.engine.mark import Marks, mark
 from basin.engine.merging import flush, merge_indexes, merge_names, never
 from basin.engine.plan import (
     MERGE_WIDTH,
+    CompactionStep,
     Policy,
-    Step,
     plan_compaction,
     plan_file_deletions,
     plan_index_merge,
@@ -67,7 +67,7 @@ class Progress:
 class CompactionReport:
     """What a compaction did. Sizes in bytes."""
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[CompactionStep] = field(default_factory=list)
     bytes_processed: int = 0
     """Read and written."""
     bytes_freed: int = 0
@@ -152,10 +152,15 @@ class Compaction:
         """Do a step; damage stops it, and the others go on."""
         self._progress.step = name
         self._pause(0)
+        before = self._core.state
         try:
             work()
         except CorruptionError as error:
             self._problem(name, error)
+        except ObjectMissing as error:
+            self._core.refresh()
+            if self._core.state.strata is before.strata:
+                self._problem(name, error)  # Else somebody else is compacting: what is left is done next time.
 
     def _problem(self, step: str, error: Exception) -> None:
         self.report.problems.append(f"{step}: {error}")
@@ -175,7 +180,7 @@ class Compaction:
             self._tell(progress)
 
     def _done(self, kind: str, strata: Sequence[StratumId], freed: int) -> None:
-        self.report.steps.append(Step(kind, tuple(strata), "", bytes_freed=freed))
+        self.report.steps.append(CompactionStep(kind, tuple(strata), "", bytes_freed=freed))
         self._pause(0)
 
     # --- steps ------------------------------------------------------------------------------------------------------
@@ -194,10 +199,7 @@ class Compaction:
     def _prune_all(self) -> None:
         for _ in range(PASSES_MAX if self._grace_s == 0 else 1):
             pruner = Pruner(self._core, self._policy(), self._pause, self._problem, self._done)
-            try:
-                pruner.run()
-            except ObjectMissing:
-                self._core.refresh()  # Somebody else is compacting: what is left is done next time.
+            pruner.run()
             self._names_waste = max(self._names_waste, pruner.names_waste)
             if not pruner.changed:
                 return
@@ -277,7 +279,7 @@ def make_policy(core: Core, grace_s: float, *, rewrite_cold: bool = False) -> Po
     )
 
 
-def plan(core: Core, *, prune: bool, grace_s: float | None = None, rewrite_cold: bool = False) -> list[Step]:
+def plan(core: Core, *, prune: bool, grace_s: float | None = None, rewrite_cold: bool = False) -> list[CompactionStep]:
     """The first steps of a compaction, in order. Writes nothing; for a prune it reads names, indexes and links."""
     core.refresh()
     policy = make_policy(core, core.options.grace_s if grace_s is None else grace_s, rewrite_cold=rewrite_cold)

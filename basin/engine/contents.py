@@ -61,6 +61,8 @@ _TASK_SIZE: Final = 128 << 10
 _READ_TASK_SIZE: Final = 512 << 10
 _AHEAD_SIZE: Final = 256 << 10
 """Bytes that are compressed together: enough that a task costs little, few enough that sealing soon has work."""
+_LOOKS: Final = 8
+"""Times that something is searched anew while others merge away what is looked into."""
 _contexts = threading.local()
 
 
@@ -150,7 +152,7 @@ class Contents:
     def rely_on(self, key: bytes, relied: Relied) -> None:
         """Refer to content by its key; raise `ContentNotFound` unless it is there."""
         grain_key = self._map.grain_key(key)
-        place = self._locator.find(grain_key)
+        place = self._looking_again(lambda: self._locator.find(grain_key))
         if place is None:
             self._reload()  # Somebody else may have committed it since this handle last looked.
             place = self._locator.find_surely(grain_key)
@@ -164,7 +166,7 @@ class Contents:
         if key in self.damaged and not self._is_readable(key):
             return None
         if not links:
-            return self._locator.find(grain_key)
+            return self._looking_again(lambda: self._locator.find(grain_key))
 
         def search() -> Location | None:
             for place in self._locator.find_all(grain_key):
@@ -176,7 +178,7 @@ class Contents:
 
     def _looking_again(self, search: Callable[[], T]) -> T:
         """What `search` finds, also if somebody merges strata that it looks into."""
-        for _ in range(2):
+        for _ in range(_LOOKS):
             try:
                 return search()
             except ObjectMissing:
@@ -214,7 +216,7 @@ class Contents:
         keys = self._map_batch(_hash_all, contents, sizes) if parallel else _hash_all(contents)
         joined = self._map.grain_keys(b"".join(keys))
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
-        found = self._locator.find_many(grain_keys)
+        found = self._looking_again(lambda: self._locator.find_many(grain_keys))
         if not any(found) and len(set(keys)) == len(keys):
             self._append_new(contents, sizes, keys, grain_keys, range(len(keys)), relied, parallel=parallel)
             self.new_count += len(keys)
@@ -365,8 +367,9 @@ class Contents:
     def _pack_part(self, part: bytes) -> tuple[bytes, int, bytes]:
         """Content key, codec and compressed payload of a part; not compressed if it is there already."""
         key = blake3(part).digest()
-        if self._locator.find(self._map.grain_key(key)) is not None:
-            return key, CODEC_STORED, part
+        with contextlib.suppress(ObjectMissing):  # Looked for again when its turn comes.
+            if self._locator.find(self._map.grain_key(key)) is not None:
+                return key, CODEC_STORED, part
         return key, *compress(part, self._compressor())
 
     def _put_packed(self, size: int, packed: Future[tuple[bytes, int, bytes]], relied: Relied) -> bytes:
@@ -429,10 +432,11 @@ class Contents:
     def grain(self, key: bytes) -> tuple[int, Payload]:
         """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
         grain_key = self._map.grain_key(key)
-        if self._locator.find_surely(grain_key) is None and self._locator.is_behind:
+        place = self._looking_again(lambda: self._locator.find_surely(grain_key))
+        if place is None and self._locator.is_behind:
             self._reload()
         missing: Location | None = None
-        while (place := self._locator.find_surely(grain_key)) is not None:
+        while (place := self._looking_again(lambda: self._locator.find_surely(grain_key))) is not None:
             try:
                 kind, payload = self._read_any(place, grain_key)
             except ObjectMissing:
@@ -459,7 +463,8 @@ class Contents:
 
     def contains(self, key: bytes) -> bool:
         """Whether a countable stratum holds the content."""
-        if self._locator.find_surely(self._map.grain_key(key)) is not None:
+        grain_key = self._map.grain_key(key)
+        if self._looking_again(lambda: self._locator.find_surely(grain_key)) is not None:
             return True
         self._require_all_indexes()
         return False
@@ -502,7 +507,7 @@ class Contents:
         """`get_many` of contents that are not in memory."""
         joined = self._map.grain_keys(b"".join(keys))
         grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
-        places = self._locator.find_many(grain_keys)
+        places = self._looking_again(lambda: self._locator.find_many(grain_keys))
         size = sum([place.length for place in places if place is not None])
         wanted = list(zip(keys, grain_keys, places, strict=True))
         if self._readers.are_remote:

@@ -163,6 +163,7 @@ class Core:
         self.commits = 0
         self._queue: deque[Pending] = deque()
         self._session_lock: LockFile | None = None
+        self._has_reserve = False
         self._begin_hashes: set[bytes] = set()
         """Hashes of records that would begin a session of this handle, and of which it is not known."""
         self._half_followed = False
@@ -873,7 +874,16 @@ class Core:
             if not _frees_space(record):
                 raise
             self.storage.delete(RESERVE_NAME)
+            self._has_reserve = False
             return self.log.append(self.cursor, frame, previous, sync=sync)
+
+    def hold_reserve(self) -> None:
+        """Hold back the space of `reserve_size`, if there is so much; a disk that is full is opened all the same."""
+        if self._has_reserve or not (self.writable and self.options.reserve_size):
+            return
+        with contextlib.suppress(OutOfSpace):
+            self.storage.reserve(RESERVE_NAME, self.options.reserve_size)
+            self._has_reserve = True
 
     def append(self, build: Callable[[State], Record | None]) -> bool:
         """Append a record of upkeep that `build` makes for the state then; False if it makes none or is refused."""
@@ -1025,6 +1035,7 @@ class Core:
                 self.upkeep_problems[recover.__name__] = error
         if self.poisoned is None:
             upkeep(self)
+            self.hold_reserve()
 
     # --- closing ----------------------------------------------------------------------------------------------------
 

@@ -273,7 +273,9 @@ class GrainLocator:
                 scanned[identity] = self._scan(added.kind, identity, length, broken)
             except UNREADABLE as error:
                 broken[identity] = error
-        gone = before.strata.keys() - state.strata.keys() if before is not None else set()
+        gone = set(before.strata.keys() - state.strata.keys()) if before is not None else set()
+        # Of this handle's own, some may have come and gone since it last looked.
+        gone |= self._own_finished.keys() & state.gone.keys()
         with self._swap:
             self._indexes, self._scanned, self._broken = wanted, scanned, broken
             self._condemned = frozenset(identity for listed in state.condemns.values() for identity in listed)

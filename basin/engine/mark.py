@@ -355,6 +355,14 @@ class Marks:
     def kept_places(self, strata: Sequence[StratumId]) -> RowSpool:
         """Offset and length of every kept grain of `strata`; part n is of the n-th. Close it."""
         spool = RowSpool(PLACE, self._core.options.spool_folder)
+        try:
+            self._spool_places(spool, strata)
+        except BaseException:
+            spool.close()
+            raise
+        return spool
+
+    def _spool_places(self, spool: RowSpool, strata: Sequence[StratumId]) -> None:
         parts = np.full(len(self.strata) + 1, -1, dtype=np.int64)
         parts[[self._numbers[identity] for identity in strata]] = np.arange(len(strata))
         for source in self._sources:
@@ -369,7 +377,6 @@ class Marks:
                     places = np.zeros(len(rows), dtype=PLACE)
                     places["offset"], places["length"] = entries["offset"][rows], entries["length"][rows]
                     spool.add(chosen[rows], places)
-        return spool
 
     def relied_on(self, identity: StratumId) -> set[StratumId]:
         """The strata that hold what is not kept in this one, because they have it as well."""

@@ -20,6 +20,7 @@ SMALL_STRATUM: Final = 4 * MIB
 SMALL_STRATA_MAX: Final = 8
 _GROUP_SIZE: Final = 64 * MIB
 """Strata that are written anew together: what is done survives an interruption."""
+_READ_TOGETHER: Final = 4 * MIB
 _PARENTS_SHARE: Final = 0.9
 """A stratum of parents of which less is needed is written anew: few bytes, and each dead parent keeps others alive."""
 
@@ -146,7 +147,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CompactionStep:
     """One thing that a compaction would do: one record, after its outputs are durable. Sizes in bytes."""
 
     kind: str
@@ -156,8 +157,15 @@ class Step:
     bytes_written: int = 0
     bytes_freed: int = 0
 
+    @property
+    def requests(self) -> int:
+        """About how many that is in a bucket: a GET for each 4 MiB, a PUT for a stratum and for the record."""
+        return -(-self.bytes_read // _READ_TOGETHER) + -(-self.bytes_written // _GROUP_SIZE) + 1
 
-def plan_compaction(state: State, policy: Policy, usage: Mapping[StratumId, Usage] | None = None) -> list[Step]:
+
+def plan_compaction(
+    state: State, policy: Policy, usage: Mapping[StratumId, Usage] | None = None
+) -> list[CompactionStep]:
     """What a compaction of this state would do now, in order; with `usage`, what a prune would do as well.
 
     `usage`: what a marking found. Each step changes the state, so a compaction plans anew where the next one depends on
@@ -168,7 +176,7 @@ def plan_compaction(state: State, policy: Policy, usage: Mapping[StratumId, Usag
     names = plan_names_rewrite(state) or plan_names_merge(state.name_runs)
     if names:
         size = sum(run.size for run in names)
-        steps.append(Step("merge-names", tuple(run.id for run in names), "fewer runs of names", size, size))
+        steps.append(CompactionStep("merge-names", tuple(run.id for run in names), "fewer runs of names", size, size))
     for kind, group, reason in (
         (
             "merge-strata",
@@ -180,23 +188,25 @@ def plan_compaction(state: State, policy: Policy, usage: Mapping[StratumId, Usag
         group = [identity for identity in group if identity not in doomed]
         size = sum(state.strata[identity].added.length for identity in group)
         if group:
-            steps.append(Step(kind, tuple(group), reason, size, size))
+            steps.append(CompactionStep(kind, tuple(group), reason, size, size))
     indexes = plan_index_merge(state) or plan_index_renewal(state)
     if indexes:
         size = sum(entries for _, _, entries in indexes) * INDEX_ENTRY_SIZE
-        steps.append(Step("merge-indexes", tuple(one for _, one, _ in indexes), "fewer indexes to search", size, size))
+        steps.append(
+            CompactionStep("merge-indexes", tuple(one for _, one, _ in indexes), "fewer indexes to search", size, size)
+        )
     files = plan_file_deletions(state, policy)
     if files:
-        steps.append(Step("delete-files", tuple(files), "nobody reads them any more"))
+        steps.append(CompactionStep("delete-files", tuple(files), "nobody reads them any more"))
     return steps
 
 
-def _plan_kills(state: State, policy: Policy) -> list[Step]:
+def _plan_kills(state: State, policy: Policy) -> list[CompactionStep]:
     steps = []
     for condemn in plan_kills(state, policy):
         listed = state.condemns[condemn]
         freed = sum(state.strata[identity].added.length for identity in listed)
-        steps.append(Step("kill", tuple(listed), f"condemned at position {condemn}", bytes_freed=freed))
+        steps.append(CompactionStep("kill", tuple(listed), f"condemned at position {condemn}", bytes_freed=freed))
     return steps
 
 
@@ -302,14 +312,16 @@ def plan_partly_dead(state: State, policy: Policy, usage: Mapping[StratumId, Usa
     return chosen
 
 
-def _plan_prune(state: State, policy: Policy, usage: Mapping[StratumId, Usage]) -> Iterator[Step]:
+def _plan_prune(state: State, policy: Policy, usage: Mapping[StratumId, Usage]) -> Iterator[CompactionStep]:
     parents, dead = plan_parents(state, usage), plan_dead(state, usage)
     going = [*parents, *dead]
     if going:
         kept = sum(usage[identity].kept_size for identity in parents)
         freed = sum(state.strata[identity].added.length for identity in going) - kept
-        yield Step("condemn", tuple(going), "nothing in them is needed, or what is is copied", kept, kept, freed)
+        yield CompactionStep(
+            "condemn", tuple(going), "nothing in them is needed, or what is is copied", kept, kept, freed
+        )
     for identity in plan_partly_dead(state, policy, usage):
         used, length = usage[identity], state.strata[identity].added.length
         share = f"{100 * used.kept_size // used.size} % of it is needed"
-        yield Step("rewrite", (identity,), share, used.kept_size, used.kept_size, length - used.kept_size)
+        yield CompactionStep("rewrite", (identity,), share, used.kept_size, used.kept_size, length - used.kept_size)

@@ -14,7 +14,7 @@ from basin.engine.reader import StratumReader
 from basin.engine.state import ACTIVE, CUT, FINISHED
 from basin.engine.tiers import is_cold
 from basin.engine.writer import StratumWriter
-from basin.errors import BasinError, CorruptionError
+from basin.errors import CorruptionError
 from basin.format.grain import decode_header, verify_grain
 from basin.format.index import Entries, IndexEntry, entries_of
 from basin.format.layout import GRAIN_HEADER_SIZE, STRATUM_FOOTER_SIZE, STRATUM_HEADER_SIZE, Kind, StratumKind
@@ -71,7 +71,7 @@ def walk_grains(reader: StratumReader, stop: int, start: int = STRATUM_HEADER_SI
                     data = reader.read_raw(offset, min(size, stop - offset))
             grain = data[at : at + decode_header(data, at).stored_size]
             verify_grain(grain)
-        except BasinError as error:
+        except CorruptionError as error:
             raise reader.damage(offset, error.message) from error
         yield offset, grain
         offset += len(grain)
