@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from basin.engine.repair import RepairAction
     from basin.engine.secret import Secret
     from basin.engine.secrets import SlotInfo
+    from basin.engine.space import Space
     from basin.engine.thawing import ThawReport
     from basin.engine.verify import Finding
     from basin.errors import BasinError, Conflict
@@ -54,6 +55,7 @@ _MODULES: Final = {
     "Report": "basin.engine.ingest",
     "Secret": "basin.engine.secret",
     "SlotInfo": "basin.engine.secrets",
+    "Space": "basin.engine.space",
     "ThawReport": "basin.engine.thawing",
     "Ticket": "basin.engine.ingest",
     "ingest": "basin.api",
@@ -81,6 +83,7 @@ __all__ = [
     "Report",
     "Secret",
     "SlotInfo",
+    "Space",
     "ThawReport",
     "Ticket",
     "errors",

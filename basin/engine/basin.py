@@ -39,6 +39,7 @@ from basin.engine.plan import CompactionStep
 from basin.engine.repair import RepairAction, repair
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
+from basin.engine.space import Space, explain_space
 from basin.engine.state import first_version
 from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
@@ -506,6 +507,14 @@ class Basin(Names):
         """What `compact` would do first, why, and how many bytes that reads, writes and frees. Writes nothing."""
         self._core.require_open()
         return plan(self._core, prune=prune, grace_s=grace_s)
+
+    def explain_space(self) -> Space:
+        """What the stored bytes are: needed, kept alive by dead parents, dead, condemned, superseded; by stratum, too.
+
+        Writes nothing. Cost: that of marking, so one pass over names, indexes and links.
+        """
+        self._core.require_open()
+        return explain_space(self._core)
 
     def pin(self, label: str, position: Position | None = None) -> Position:
         """Keep a position (default: the newest) readable by `at` until `unpin`; returns it.

@@ -803,6 +803,7 @@ ELSEWHERE = {
     "adopt": "test_ingest",
     "check": "in every teardown, and test_corruption",
     "core": "for layers",
+    "explain_space": "test_space",
     "export": "test_export",
     "import_from": "test_copying",
     "ingest": "test_ingest",
