@@ -189,6 +189,18 @@ def strata_merge(story: Story) -> None:
         story.put(database, {b"b": b"2"}, scattered("content 1", 250))
 
 
+def prune(story: Story) -> None:
+    """Dead names and contents, a large one with its parts among them, are condemned, killed and deleted at once."""
+    with story.open() as database:
+        large, small = scattered("large", 9000), scattered("small", 900)
+        story.put(database, _names("going", 3, 300), large, small, scattered("staying", 700))
+        story.delete(database, b"going-0", contents=(large, small))
+        database.compact(grace_s=0)
+        story.put(database, {b"a": b"1"}, small)
+        database.compact(grace_s=0)
+        story.put(database, {b"b": b"2"})
+
+
 def index_merge(story: Story) -> None:
     with story.open() as database:
         story.put(database, {b"a": b"1"}, scattered("one more", 200))
@@ -468,6 +480,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     "names-merge": Script(names_merge, _runs(3)),
     "strata-merge": Script(strata_merge, _sessions(3), limits={(plan, "SMALL_STRATA_MAX"): 4}),
     "index-merge": Script(index_merge, _sessions(3)),
+    "prune": Script(prune, _sessions(3), {"history_s": 0.0, "stratum_size": 4096}, {(state, "_MARK_EVERY_MS"): 0}),
     "checkpoint": Script(checkpoints, _little, limits={(file_log, "SEGMENT_SIZE"): 512}),
     "old-log": Script(
         old_log, _runs(2), {"history_s": 0.0}, {(file_log, "SEGMENT_SIZE"): 1024, (state, "_MARK_EVERY_MS"): 0}
