@@ -214,7 +214,7 @@ def test_a_parent_of_a_batch_that_lost_is_logged_with_what_it_links_to(reopened:
         transaction.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     other[b"later"] = b"this logs the parent"
     other.commit()
-    db.refresh()
+    db.compact(grace_s=0)
     try:
         db[b"found"] = basin.Ref(parent)
     except KeyError:
@@ -222,6 +222,24 @@ def test_a_parent_of_a_batch_that_lost_is_logged_with_what_it_links_to(reopened:
     db.commit()
     db.compact(grace_s=0)
     assert db.blobs[child] == child_content
+
+
+def test_what_a_dead_parent_links_to_stays_as_long_as_the_parent(reopened: Open) -> None:
+    db = reopened()
+    kept = [db.blobs.put(random.Random(number).randbytes(20_000)) for number in range(30)]
+    for number in range(0, 30, 2):
+        db.blobs.put(b"parent %d" % number, links=kept[number : number + 2])
+    child = db.blobs.put(b"child" * 100, root=False)
+    parent = db.blobs.put(b"dead parent", links=[child])
+    db.commit()
+    db.blobs.delete(parent)
+    db.commit()
+    db.compact(grace_s=0)
+    assert parent in db.blobs  # Too little to write its stratum anew.
+    db[b"found"] = basin.Ref(parent)
+    db.commit()
+    db.compact(grace_s=0)
+    assert db.blobs[child] == b"child" * 100
 
 
 def test_old_positions_are_read_or_gone(reopened: Open) -> None:
