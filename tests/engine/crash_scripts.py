@@ -201,6 +201,24 @@ def prune(story: Story) -> None:
         story.put(database, {b"b": b"2"})
 
 
+def prune_beside_a_writer(story: Story) -> None:
+    """What one handle finds stored and refers to, another one condemns meanwhile; the next prune kills what is left."""
+    writer, compactor = story.open(), story.open()
+    going, found = scattered("going", 900), scattered("found", 900)
+    story.put(writer, _names("going", 3, 300), going, found, scattered("staying", 700))
+    story.delete(writer, b"going-0", contents=(going, found))
+    with story.committing(story.model.plus({b"a": b"1"}, found)), writer.batch() as batch:
+        batch.blobs.put(found)
+        batch[b"a"] = b"1"
+        compactor.compact(grace_s=3600)
+    story.put(writer, {b"b": b"2"}, scattered("content 1", 250))
+    compactor.compact(grace_s=0)
+    writer.refresh()  # Else it would find there what has been killed, and be told so by a `Conflict`.
+    story.put(writer, {b"c": b"3"}, going)
+    compactor.close()
+    writer.close()
+
+
 def index_merge(story: Story) -> None:
     with story.open() as database:
         story.put(database, {b"a": b"1"}, scattered("one more", 200))
@@ -481,6 +499,9 @@ SCRIPTS: Final[dict[str, Script]] = {
     "strata-merge": Script(strata_merge, _sessions(3), limits={(plan, "SMALL_STRATA_MAX"): 4}),
     "index-merge": Script(index_merge, _sessions(3)),
     "prune": Script(prune, _sessions(3), {"history_s": 0.0, "stratum_size": 4096}, {(state, "_MARK_EVERY_MS"): 0}),
+    "prune-beside-writer": Script(
+        prune_beside_a_writer, _sessions(3), {"history_s": 0.0, "stratum_size": 4096}, {(state, "_MARK_EVERY_MS"): 0}
+    ),
     "checkpoint": Script(checkpoints, _little, limits={(file_log, "SEGMENT_SIZE"): 512}),
     "old-log": Script(
         old_log, _runs(2), {"history_s": 0.0}, {(file_log, "SEGMENT_SIZE"): 1024, (state, "_MARK_EVERY_MS"): 0}
