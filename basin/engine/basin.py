@@ -40,7 +40,7 @@ from basin.engine.repair import RepairAction, repair
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
 from basin.engine.space import Space, explain_space
-from basin.engine.state import first_version
+from basin.engine.state import State, first_version
 from basin.engine.stats import stats
 from basin.engine.verify import Finding, check
 from basin.errors import Conflict, CorruptionError, InvalidArgument, NameNotFound, ObjectMissing, PositionGone, ReadOnly
@@ -524,10 +524,16 @@ class Basin(Names):
         core = self._core
         core.require_writable()
         core.commit_pending()
-        pinned = core.state.position if position is None else position
-        self._past_scope(pinned).closed = True
-        added = Pin(label.encode(), pinned)
-        if not core.append(lambda now: Record(pins_added=[added]) if pinned >= now.floor else None):
+        if position is not None:
+            self._past_scope(position).closed = True
+        name, pinned = label.encode(), position
+
+        def build(now: State) -> Record | None:
+            nonlocal pinned
+            pinned = now.position if position is None else position
+            return Record(pins_added=[Pin(name, pinned)]) if pinned >= now.floor else None
+
+        if not core.append(build) or pinned is None:
             raise PositionGone(f"position {pinned} is below the history floor", position=pinned, floor=core.state.floor)
         return pinned
 
