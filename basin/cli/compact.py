@@ -1,11 +1,15 @@
 """`basin-compact`, and the same as `basin compact`: keep a basin small and fast. Uses the public names of `basin` only.
 
-Invariant: SIGTERM and SIGINT end it at a safe point, with what was done so far kept and told.
+Invariants:
+
+- SIGTERM and SIGINT end it at a safe point, with what was done so far kept and told.
+- A dry run opens the basin to read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,24 +28,47 @@ if TYPE_CHECKING:
     from basin.api import Database
 
 JOB: Final = "basin-compact"
-"""Of its sessions: one that died in a bucket is taken over by the next."""
+"""Of its sessions, if none is given: one that died in a bucket is taken over by the next."""
 _MIB: Final = 1 << 20
+_WATCH_MAX_S: Final = 31_622_400
+"""A leap year: what waits for longer than the system can count would fail."""
+_RATE_MIN: Final = 0.01
+"""MiB a second. Below it a basin of 100 GB takes months, and pauses grow too long to be waited for."""
+
+
+class _Number(click.FloatRange):
+    """A range of floats that has neither infinity nor what is no number at all, which every comparison lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Click's contract."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number
+
 
 _OPTIONS: Final = (
     click.option("--prune", is_flag=True, help="Also let go of what no name needs."),
     click.option(
         "--grace",
-        type=click.FloatRange(min=0),
+        type=_Number(min=0),
         metavar="SECONDS",
         help="How long that stays. [3600; a day in a bucket]",
     ),
     click.option("--dry-run", is_flag=True, help="Only say what would be done first, and why."),
     click.option("--once", is_flag=True, help="Run once. [the default]"),
     click.option(
-        "--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Run again and again, so far apart."
+        "--watch",
+        type=_Number(min=0.1, max=_WATCH_MAX_S),
+        metavar="SECONDS",
+        help="Run again and again, so far apart.",
     ),
+    click.option("--rate", type=_Number(min=_RATE_MIN), metavar="MIB", help="Read and write MIB a second at most."),
     click.option(
-        "--rate", type=click.FloatRange(min=0), default=0, metavar="MIB", help="Read and write MIB a second at most."
+        "--job",
+        default=JOB,
+        metavar="NAME",
+        help=f"In a bucket, take over at once from one of this name that died. [{JOB}]",
     ),
     click.option("--rewrite-cold", is_flag=True, help="Also write cold strata anew, which costs money."),
 )
@@ -88,11 +115,12 @@ def _compact(
     dry_run: bool,
     once: bool,
     watch: float | None,
-    rate: float,
+    rate: float | None,
+    job: str,
     rewrite_cold: bool,
 ) -> None:
-    if once and watch is not None:
-        raise click.UsageError("--once and --watch exclude each other")
+    if watch is not None and (once or dry_run):
+        raise click.UsageError(f"--{'once' if once else 'dry-run'} and --watch exclude each other")
     if dry_run:
         with target.open("r") as db:
             _show_plan(db.plan_compaction(prune=prune, grace_s=grace))
@@ -100,9 +128,9 @@ def _compact(
     problems = False
     with _stopped_by_signals() as stop:
         while True:
-            with target.open("w", job=JOB) as db, Progress("compacting") as progress:
+            with target.open("w", job=job) as db, Progress("compacting") as progress:
                 report = _run(
-                    db, progress, stop, prune=prune, grace_s=grace, rate=rate * _MIB, rewrite_cold=rewrite_cold
+                    db, progress, stop, prune=prune, grace_s=grace, rate=(rate or 0) * _MIB, rewrite_cold=rewrite_cold
                 )
             _show(report)
             problems |= bool(report.problems)
@@ -129,7 +157,10 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 def _show_plan(steps: Sequence[CompactionStep]) -> None:
-    rows = [dataclasses.asdict(step) | {"strata": [str(identity) for identity in step.strata]} for step in steps]
+    rows = [
+        dataclasses.asdict(step) | {"strata": [str(identity) for identity in step.strata], "requests": step.requests}
+        for step in steps
+    ]
     if wants_json():
         for row in rows:
             print_json(row)
