@@ -371,6 +371,8 @@ class FileLog(Log):
             if entry.end.segment != reached.segment:
                 self._sync_old(entry.end.segment)
             reached = entry.end
+        while reached.segment + 1 in self.segments():  # Empty ones cut what they follow: nobody may append there again.
+            reached = self._start_of_next(reached)
         if reached != start:
             self._sync_old(start.segment)
             self._write_watermark(Watermark(self._boot_id, reached.segment, reached.offset, reached.position))
@@ -430,11 +432,16 @@ class FileLog(Log):
             following = cursor.segment + 1
             if following not in self.segments():
                 return self._new_segment(cursor, previous_hash, mark), SEGMENT_HEADER_SIZE
-            header = self.header(following)
-            if header.previous_end != cursor.offset or header.first_position != cursor.position + 1:
-                name = segment_name(following)
-                raise CorruptionError(f"{name} does not continue the log where it ends", object=name, offset=0)
-            cursor = Cursor(following, SEGMENT_HEADER_SIZE, cursor.position)
+            cursor = self._start_of_next(cursor)
+
+    def _start_of_next(self, end: Cursor) -> Cursor:
+        """Where the segment begins that cut the one of `end` there."""
+        following = end.segment + 1
+        header = self.header(following)
+        if header.previous_end != end.offset or header.first_position != end.position + 1:
+            name = segment_name(following)
+            raise CorruptionError(f"{name} does not continue the log where it ends", object=name, offset=0)
+        return Cursor(following, SEGMENT_HEADER_SIZE, end.position)
 
     def _size(self, segment: int) -> int:
         """Length of a segment file now: somebody may have died while appending."""

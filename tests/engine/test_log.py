@@ -154,6 +154,19 @@ def test_what_follows_a_failed_write_is_cut_by_a_new_segment() -> None:
     assert read(later_boot(stale)) == [1, 2, 3]
 
 
+def test_where_an_empty_segment_cut_the_log_nobody_appends_again() -> None:
+    """Mounted again in the same boot, the disk lost what was not synced: what was cut, and the moved watermark."""
+    disk = killed_before_the_watermark(cut=True)
+    Writer(disk).append()
+    second = content(disk, segment_name(2))[:SEGMENT_HEADER_SIZE]
+    mark, first = _mark_of(written(2)), content(written(2))
+    image = disk.kill_image().with_content(FIRST, first).with_content(segment_name(2), second)
+    mounted = SimulatedDisk.from_image(image.with_content(LOCK_NAME, mark), boot=disk.boot)
+    for position in (3, 4):
+        assert Writer(mounted).append() == Cursor(2, len(content(mounted, segment_name(2))), position)
+    assert read(mounted) == read(later_boot(mounted)) == [1, 2, 3, 4]
+
+
 def _mark_of(disk: SimulatedDisk) -> bytes:
     return content(disk, LOCK_NAME)
 
