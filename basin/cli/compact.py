@@ -32,6 +32,8 @@ JOB: Final = "basin-compact"
 _MIB: Final = 1 << 20
 _WATCH_MAX_S: Final = 31_622_400
 """A leap year: what waits for longer than the system can count would fail."""
+_HISTORY_MAX_S: Final = 3_153_600_000
+"""A hundred years, as the option of a basin."""
 _RATE_MIN: Final = 0.01
 """MiB a second. Below it a basin of 100 GB takes months, and pauses grow too long to be waited for."""
 
@@ -54,6 +56,12 @@ _OPTIONS: Final = (
         type=_Number(min=0),
         metavar="SECONDS",
         help="How long that stays. [3600; a day in a bucket]",
+    ),
+    click.option(
+        "--history",
+        type=_Number(min=0, max=_HISTORY_MAX_S),
+        metavar="SECONDS",
+        help="Let go of old versions that are older. [3600]",
     ),
     click.option("--dry-run", is_flag=True, help="Only say what would be done first, and why."),
     click.option("--once", is_flag=True, help="Run once. [the default]"),
@@ -112,6 +120,7 @@ def _compact(
     *,
     prune: bool,
     grace: float | None,
+    history: float | None,
     dry_run: bool,
     once: bool,
     watch: float | None,
@@ -121,14 +130,15 @@ def _compact(
 ) -> None:
     if watch is not None and (once or dry_run):
         raise click.UsageError(f"--{'once' if once else 'dry-run'} and --watch exclude each other")
+    options = {} if history is None else {"history_s": history}
     if dry_run:
-        with target.open("r") as db:
+        with target.open("r", **options) as db:
             _show_plan(db.plan_compaction(prune=prune, grace_s=grace))
         return
     problems = False
     with _stopped_by_signals() as stop:
         while True:
-            with target.open("w", job=job) as db, Progress("compacting") as progress:
+            with target.open("w", job=job, **options) as db, Progress("compacting") as progress:
                 report = _run(
                     db, progress, stop, prune=prune, grace_s=grace, rate=(rate or 0) * _MIB, rewrite_cold=rewrite_cold
                 )

@@ -52,6 +52,15 @@ def test_a_prune_without_grace_frees_what_nothing_needs(wasteful: Run, tmp_path:
     assert wasteful("check").stdout == "no damage found\n"
 
 
+def test_history_is_let_go_of_as_it_is_told(wasteful: Run, tmp_path: Path) -> None:
+    before = stored(tmp_path)
+    wasteful("compact", "--prune", "--grace", "0")
+    assert stored(tmp_path) > before * 0.9
+    for _ in range(2):  # History goes at the end of a run: the next one finds what only it needed.
+        wasteful("compact", "--prune", "--grace", "0", "--history", "0")
+    assert stored(tmp_path) < before * 0.3
+
+
 def test_with_a_grace_it_is_condemned_and_stays(wasteful: Run, tmp_path: Path) -> None:
     let_go_of_history(tmp_path)
     before = stored(tmp_path)
@@ -81,7 +90,7 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(wasteful: Run, tmp_pat
 def test_options_that_make_no_sense_are_a_usage_error(opened: Run) -> None:
     opened("compact", "--once", "--watch", "5", code=2)
     opened("compact", "--dry-run", "--watch", "5", code=2)
-    for option in ("--grace", "--watch", "--rate"):
+    for option in ("--grace", "--watch", "--rate", "--history"):
         for value in ("-1", "nan", "inf", "soon"):
             opened("compact", option, value, code=2)
     opened("compact", "--watch", "0", code=2)
