@@ -68,7 +68,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Store the standard library twice, read it back, kill a writer; print what happened."""
+    """Back up the standard library, change it, kill a backup and resume, restore and compare; print what happened."""
     install(session)
     session.run("python", "-m", "benchmarks.demo", *session.posargs)
 

@@ -17,12 +17,13 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
 from basin.engine.copying import copy_names, selected_spans
 from basin.engine.core import Core
+from basin.engine.cutting import CHUNKERS
 from basin.engine.export import ExportProgress, ExportReport, export_all
 from basin.engine.flat import open_flat
 from basin.engine.hints import HINT_NAME, hint_of, write_hint
@@ -77,9 +78,11 @@ from basin.storage.s3_choice import open_s3
 from basin.storage.tiered import TieredStorage
 from basin.terms import ContentKey, Head, Position
 
+if TYPE_CHECKING:
+    from basin.layers.snapshots import Snapshots
+
 Mode = Literal["r", "w", "c", "x", "n"]
 _DESCRIPTOR_SIZE_MAX: Final = 1 << 20
-_CHUNKER: Final = "fixed"
 _FLAT_REFRESH_S: Final = 86_400.0
 """A flat file never changes: nothing is to be seen by looking again."""
 
@@ -110,6 +113,13 @@ class DatabaseView(View):
         """Contents, with the roots of the view's position."""
         return Blobs(self)
 
+    @property
+    def snapshots(self) -> Snapshots:
+        """Backups, those of the view's position."""
+        from basin.layers.snapshots import Snapshots
+
+        return Snapshots(self)
+
 
 class Database(Basin):
     """An open basin with its layers: what `basin.open` returns."""
@@ -134,6 +144,13 @@ class Database(Basin):
     def blobs(self) -> Blobs:
         """Content-addressed values."""
         return self._blobs
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Backups of directory trees."""
+        from basin.layers.snapshots import Snapshots
+
+        return Snapshots(self)
 
     def ticket(self) -> Ticket:
         """What a worker process needs to write for this handle with `basin.ingest`. Can be pickled; holds no key.
@@ -321,7 +338,11 @@ def open_storage(
     writable = mode != "r"
     if writable and not storage.writable():
         raise ReadOnly(f"{url} cannot be written; open it with mode='r'", object=url, operation="open")
-    stored_options = dict(descriptor.options)
+    if descriptor.chunker not in CHUNKERS:
+        raise UnsupportedVersion(
+            f"{url} cuts contents by {descriptor.chunker!r}, which needs a newer Basin", version=descriptor.chunker
+        )
+    stored_options = {**descriptor.options, "chunker": descriptor.chunker}
     if isinstance(storage, FlatStorage):
         given = {"refresh_interval_s": _FLAT_REFRESH_S, **given}
         stored_options |= {"data_url": "", "data_storage_class": ""}  # Whatever they were, all lies in the file.
@@ -467,7 +488,8 @@ def _export_selection(
     require_free(path)
     kept = source.core.options
     options: dict[str, Any]
-    options = {"inline_max": kept.inline_max, "part_max": kept.part_max, "part_size": kept.part_size, "reserve_size": 0}
+    options = {"inline_max": kept.inline_max, "part_max": kept.part_max, "part_size": kept.part_size}
+    options |= {"chunker": kept.chunker, "reserve_size": 0}
     with scratch_folder(path) as folder, source.view() as view:
         with open(folder, "x", secret=secret, profile=profile, **options) as selection:
             spans = selected_spans(view.scope, selection, keyspace=keyspace, prefix=prefix)
@@ -574,7 +596,7 @@ def _create_in(storage: Storage, cold: Storage | None, secret: Secret | None, op
         format=FORMAT_VERSION,
         basin_id=os.urandom(16),
         profile="open" if secret is None else "encrypted",
-        chunker=_CHUNKER,
+        chunker=options.chunker,
         created_ms=time.time_ns() // 1_000_000,
         options=options.stored(),
     )

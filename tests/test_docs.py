@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from basin.format import clast, flat, layout, slots
+from basin.format import clast, flat, layout, slots, tree
 from tests.source_tree import ROOT, sources
 from tests.storage.s3_servers import S3Server
 
@@ -24,7 +24,7 @@ SHELL_LANGUAGES = ("sh", "shell", "bash", "console")
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q nox && "
 TYPE_OF_CODE = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "s": "bytes"}
 EXAMPLE_TIMEOUT_S = 120
-OTHER_LAYOUTS = (clast, flat, slots)  # modules that keep the layout of their one structure to themselves
+OTHER_LAYOUTS = (clast, flat, slots, tree)  # modules that keep the layout of what they alone know
 
 
 class Block(NamedTuple):

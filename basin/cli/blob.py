@@ -180,7 +180,7 @@ def remove(target: Target, keys: tuple[str, ...]) -> None:
 
 
 @blob.command("ls")
-@click.option("-l", "--long", "is_long", is_flag=True, help="With sizes.")
+@click.option("-l", "--long", "is_long", is_flag=True, help="With sizes; - where only the archive knows it.")
 @pass_target
 def ls(target: Target, *, is_long: bool) -> None:
     """List the content keys that were put and not removed, in order."""
@@ -188,8 +188,18 @@ def ls(target: Target, *, is_long: bool) -> None:
         for content_key in db.blobs:
             fields: dict[str, Any] = {"content_key": str(content_key)}
             if is_long:
-                fields["size"] = db.blobs.size(content_key)
+                fields["size"] = _known_size(db, content_key)
             if wants_json():
                 print_json(fields)
             else:
-                print_line("\t".join(str(field) for field in fields.values()))
+                print_line("\t".join("-" if field is None else str(field) for field in fields.values()))
+
+
+def _known_size(db: Database, content_key: ContentKey) -> int | None:
+    """Bytes of a content; None of one that must be restored first, and is too small to have a list of parts."""
+    from basin.errors import GrainNotReady
+
+    try:
+        return db.blobs.size(content_key)
+    except GrainNotReady:
+        return None

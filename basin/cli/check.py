@@ -1,46 +1,117 @@
 """`basin check` and `basin repair`: find damage, and mend it when told to. Uses the public names of `basin` only.
 
 Invariants:
-- `check` changes nothing; `repair` changes nothing without `--yes`.
+- `check` changes nothing but its cursor, where it reads a part of the data; `repair` changes nothing without `--yes`.
 - Both end with exit code 3 while there is damage that nobody has mended, or something is lost.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from basin.cli.common import Command, Target, pass_target
-from basin.cli.failures import EXIT_DAMAGE
-from basin.cli.output import bytes_field, print_json, print_line, printable, wants_json
+from basin.cli.common import Command, Size, Target, pass_target
+from basin.cli.failures import EXIT_DAMAGE, describe, warn
+from basin.cli.output import bytes_field, print_json, print_line, printable, time_text, wants_json
 from basin.cli.progress import Progress
+from basin.errors import BasinPoisoned
 
 if TYPE_CHECKING:
     from basin import Finding, RepairAction
+    from basin.engine.rounds import Coverage
 
 _NAMES_SHOWN_MAX: Final = 5
+_ALL: Final = "all"
+_PERCENT: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,9})?%")
+
+
+class Amount(click.ParamType[dict[str, Any]]):
+    """How much of the data a run reads, as arguments of `db.check`: `5%`, `500M` as `Size` has it, or all."""
+
+    name = "amount"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Click's contract."""
+        text = str(value)
+        if text == _ALL:
+            return {"read_data": True}
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100 if _PERCENT.fullmatch(text) else 0.0
+            if not 0 < share <= 1:
+                self.fail(f"{text!r} is not a share above 0% and up to 100%", param, ctx)
+            return {"read_data": share}
+        size = Size().convert(text, param, ctx)
+        if not size:
+            self.fail("to read no data, say --no-data", param, ctx)
+        return {"read_size": size}
 
 
 @click.command(cls=Command)
 @click.option("--no-data", is_flag=True, help="Check the structure only; do not read every grain.")
+@click.option(
+    "--read-data",
+    "amount",
+    type=Amount(),
+    is_flag=False,
+    flag_value=_ALL,
+    metavar="[SHARE|SIZE]",
+    help="Read all data (the default), or the next 5% or 500M of it, going on where the last run ended.",
+)
 @pass_target
-def check(target: Target, *, no_data: bool) -> None:
+def check(target: Target, *, no_data: bool, amount: dict[str, Any] | None) -> None:
     """Look for damage; exit with 3 if there is any.
 
-    Says which names the damage touches and whether they stay readable. Changes nothing.
+    Says which names the damage touches and whether they stay readable. Changes nothing, except that a run which reads a
+    part of the data keeps in the basin where the next one goes on.
     """
+    if no_data and amount is not None:
+        raise click.UsageError("--no-data and --read-data contradict each other")
+    chosen = {"read_data": not no_data} if amount is None else amount
+    is_part = type(chosen.get("read_data")) is not bool
     counts = {"damage": 0, "warning": 0, "info": 0}
-    with target.open("r", salvage=True) as db, Progress("checking") as progress:
-        for finding in db.check(read_data=not no_data, progress=progress.show):
-            counts[finding.severity] += 1
-            with progress.hidden():
-                _print_finding(finding)
-    if not wants_json():
-        print_line(_verdict(counts["damage"], counts["warning"]))
+    with target.open("w" if is_part else "r", salvage=True) as db, Progress("checking") as progress:
+        found = db.check(**chosen, progress=progress.show)
+        try:
+            for finding in found:
+                counts[finding.severity] += 1
+                with progress.hidden():
+                    _print_finding(finding)
+        except BasinPoisoned as error:
+            if not counts["damage"]:
+                raise
+            warn(describe(error))  # The damage that was found, of the log, is why nothing can be kept.
+    _print_outcome(found.coverage, counts)
     if counts["damage"]:
         raise click.exceptions.Exit(EXIT_DAMAGE)
+
+
+def _print_outcome(coverage: Coverage | None, counts: dict[str, int]) -> None:
+    if wants_json():
+        if coverage is not None:
+            round_fields = {"began": time_text(coverage.began_ms), "complete": coverage.is_round_complete}
+            print_json({"kind": "coverage", **asdict(coverage), **round_fields})
+        return
+    print_line(_verdict(counts["damage"], counts["warning"]))
+    if coverage is not None:
+        print_line(_progress_of(coverage))
+
+
+def _progress_of(coverage: Coverage) -> str:
+    """How much was read, and how far the round is."""
+    share = _percent(coverage.read, coverage.total)
+    passed = _percent(coverage.round_passed, coverage.round_total)
+    state = "is complete" if coverage.is_round_complete else f"is at {passed}"
+    archived = f"; passed over, for it is archived: {coverage.archived:,} bytes" if coverage.archived else ""
+    read = f"read {share} ({coverage.read:,} of {coverage.total:,} bytes){archived}"
+    return f"{read}; the round began on {time_text(coverage.began_ms)} and {state}"
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded down, so that 100 % is all."""
+    return f"{part * 1000 // whole / 10 if whole else 100.0:.1f} %"
 
 
 def _print_finding(finding: Finding) -> None:

@@ -10,6 +10,7 @@ Only `basin.cli` imports this module.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from basin.api import Database
 
 PASSPHRASE_VARIABLE: Final = "BASIN_PASSPHRASE"  # noqa: S105  (the name of a variable)
+_SIZE: Final = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)")
 SECRET_FILE_VARIABLE: Final = "BASIN_SECRET_FILE"  # noqa: S105  (as above)
 
 
@@ -41,6 +43,19 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.params.append(_json_option())
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: `4096`, `500k`, `10M`, `2G`, `1T`, each 1024 times the one before."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Click's contract."""
+        found = _SIZE.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a number of bytes such as 4096, 500k, 10M or 2G", param, ctx)
+        return int(found[1]) << (10 * " kmgt".index(found[2].lower() or " "))
 
 
 class Group(click.Group):

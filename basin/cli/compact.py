@@ -130,7 +130,7 @@ def _compact(
 ) -> None:
     if watch is not None and (once or dry_run):
         raise click.UsageError(f"--{'once' if once else 'dry-run'} and --watch exclude each other")
-    options = {} if history is None else {"history_s": history}
+    options: dict[str, Any] = {} if history is None else {"history_s": history}
     if dry_run:
         with target.open("r", **options) as db:
             _show_plan(db.plan_compaction(prune=prune, grace_s=grace))

@@ -10,6 +10,7 @@ from importlib import metadata
 
 import click
 
+from basin.cli.backup import backup
 from basin.cli.blob import blob
 from basin.cli.check import check, repair
 from basin.cli.common import Group, Target
@@ -19,7 +20,9 @@ from basin.cli.init import init
 from basin.cli.kv import kv
 from basin.cli.log import log
 from basin.cli.output import print_line
+from basin.cli.restore import restore
 from basin.cli.secret import secret
+from basin.cli.snapshots import cat, diff, find, forget, ls, snapshots
 from basin.cli.stats import stats
 from basin.cli.thaw import thaw
 
@@ -50,5 +53,8 @@ def main(context: click.Context, url: str | None) -> None:
     context.obj = Target(url)
 
 
-for _command in (init, kv, blob, log, stats, check, repair, secret, compact, thaw, export, import_):
+for _command in (
+    *(init, backup, snapshots, ls, find, cat, diff, restore, forget),
+    *(kv, blob, log, stats, check, repair, secret, compact, thaw, export, import_),
+):
     main.add_command(_command)

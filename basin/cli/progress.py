@@ -6,13 +6,15 @@ at the end, so results stay clean; a command works the same without it. Only `ba
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, cast
 
-from basin.cli.output import flush
+from basin.cli.output import flush, print_json, printable, wants_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -42,6 +44,12 @@ class Progress:
         self._done, self._total = done, total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def describe(self, label: str) -> None:
+        """Say what is being done now."""
+        self._label = label
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=label)
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -79,7 +87,14 @@ class Progress:
 
     def _start(self) -> RichProgress:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         bar = RichProgress(
@@ -88,6 +103,7 @@ class Progress:
             TimeElapsedColumn(),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
+            TimeRemainingColumn(),
             console=Console(file=sys.stderr),
             transient=True,
             redirect_stdout=False,
@@ -95,6 +111,60 @@ class Progress:
         bar.add_task(self._label, total=self._total, completed=self._done)
         bar.start()
         return bar
+
+
+class Told(Protocol):
+    """How far a job is; a dataclass. Sizes in bytes; `size_expected` is 0 where nothing is known of it."""
+
+    @property
+    def files(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def size_expected(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def current(self) -> str: ...
+
+
+class Teller:
+    """Tells how far a long job is: a bar on a terminal, or JSON lines, a second apart. Use as a context manager."""
+
+    def __init__(self, label: str, *, quiet: bool) -> None:
+        self._json = wants_json() and not quiet
+        self._bar = None if quiet or self._json else Progress(label)
+        self._every_s = DELAY_S if self._json else DELAY_S / 10
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def tell(self, done: Told) -> None:
+        """Called often."""
+        now = time.monotonic()
+        if now - self._told < self._every_s:
+            return
+        self._told = now
+        if self._json:
+            fields = dataclasses.asdict(cast(Any, done))
+            print_json({"type": "progress", **fields, "seconds_left": _seconds_left(done)})
+        elif self._bar is not None:
+            self._bar.describe(f"{done.files:,} files, {printable(done.current)[-40:]}")
+            self._bar.show(done.size, done.size_expected or None)
+
+
+def _seconds_left(done: Told) -> float | None:
+    """By the bytes that are expected; None if nothing is known of them."""
+    if not done.size or done.size >= done.size_expected:
+        return None
+    return round(done.seconds * (done.size_expected - done.size) / done.size, 1)
 
 
 class CountingReader:

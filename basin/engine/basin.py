@@ -37,12 +37,12 @@ from basin.engine.keyspace import (
 from basin.engine.log import Entry
 from basin.engine.plan import CompactionStep
 from basin.engine.repair import RepairAction, repair
+from basin.engine.rounds import Check
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
 from basin.engine.secrets import Secrets
 from basin.engine.space import Space, explain_space
 from basin.engine.state import State, first_version
 from basin.engine.stats import stats
-from basin.engine.verify import Finding, check
 from basin.errors import Conflict, CorruptionError, InvalidArgument, NameNotFound, ObjectMissing, PositionGone, ReadOnly
 from basin.format.layout import KEYSPACE_PREFIX_SIZE
 from basin.format.record import Pin, Record
@@ -307,15 +307,8 @@ class Basin(Names):
             yield
         except (CorruptionError, ObjectMissing):
             self._core.refresh()
-            self._require_kept(position)
+            self._core.require_kept(position)
             raise
-
-    def _require_kept(self, position: Position) -> None:
-        floor = self._core.state.floor
-        if position < floor:
-            raise PositionGone(
-                f"position {position} is below the history floor {floor}", position=position, floor=floor
-            ) from None
 
     def at(self, position: Position) -> View:
         """The basin as it was at a log position, at the time of its record. Raises `PositionGone` below the floor."""
@@ -369,7 +362,7 @@ class Basin(Names):
             )
         with self._while_kept(since + 1):
             for entry in core.log.follow(core.log.cursor_before(since), names_from=since):
-                self._require_kept(entry.position)
+                self._core.require_kept(entry.position)
                 if entry.position not in state.voids:
                     yield entry
 
@@ -459,16 +452,22 @@ class Basin(Names):
 
     def check(
         self,
-        read_data: bool = True,  # noqa: FBT001, FBT002  # as the design spells it
+        read_data: bool | float = True,  # noqa: FBT001, FBT002  # as the design spells it
         *,
+        read_size: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Finding]:
+    ) -> Check:
         """Yield everything that is wrong: structure and indexes, with `read_data` every byte too. Changes nothing.
+
+        With a share as `read_data` (above 0, up to 1), or with `read_size`, a run reads that much of the stored bytes,
+        and the next one goes on behind it: after 1/share runs of a basin that does not change, everything was read.
+        Where they are is kept in the basin: this commits, and raises `ReadOnly` through a handle that cannot. How far
+        they are is `coverage` of what is returned, at its end.
 
         `progress` is called with (bytes done, bytes in all).
         """
         self._core.refresh()
-        return check(self._core, read_data=read_data, progress=progress)
+        return Check(self._core, read_data=read_data, read_size=read_size, progress=progress)
 
     def repair(self, *, dry_run: bool = True) -> list[RepairAction]:
         """Mend what `check` names from what can be read; by default only say what would be done."""

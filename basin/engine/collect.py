@@ -101,7 +101,9 @@ class Pruner:
 
     def _kill(self) -> None:
         for condemn in plan_kills(self._core.state, self._policy):
-            self._kill_one(condemn, self._core.state.condemns[condemn])
+            listed = self._core.state.condemns.get(condemn)
+            if listed is not None:  # Else another was faster, as this handle saw when it appended the last kill.
+                self._kill_one(condemn, listed)
 
     def _kill_one(self, condemn: Position, listed: Sequence[StratumId]) -> None:
         core = self._core

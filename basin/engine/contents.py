@@ -1,13 +1,15 @@
 """Contents: content-addressed values as grains, deduplicated, compressed, sealed; large ones as clasts of parts.
 
 The way of a put: hash, grain key, look-up; only if nothing countable holds it: compress, seal, append to the active
-stratum. Contents that carry links, and clasts, go to a META stratum, everything else to a DATA stratum.
+stratum. Contents that carry links, clasts, and what is put as `hot` go to a META stratum, everything else to a DATA
+stratum.
 
 Invariants:
 
 - A content that was found is *relied on*: the place goes into the caller's `Relied`, and the commit checks that the
   stratum still counts, because a compactor may be removing it meanwhile.
 - What is returned has the content key that was asked for: by its seal, or, in an open basin, by hashing it again.
+- What is put as `hot` lies in a META stratum, also where a DATA stratum holds it already: `data/` may be cold.
 - Appending is serialised by one mutex; hashing, compressing and decompressing happen outside of it.
 
 Some lines longer than most files: putting and getting are two halves of one thought.
@@ -20,12 +22,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
 import zstandard
 from blake3 import blake3
 
+from basin.engine.clasts import ListedParts, Parts
+from basin.engine.cutting import Cutter, make_cutter
 from basin.engine.index import GrainLocator
 from basin.engine.keyring import Keyring
 from basin.engine.options import Options
@@ -38,18 +43,30 @@ from basin.engine.reader import (
     open_all,
     open_together,
 )
-from basin.engine.sources import BytesSource, Source, parts_of, read_fully
+from basin.engine.sources import BytesSource, Reading, Source
+from basin.engine.streaming import Packed, Stream
 from basin.engine.together import POOL_NAME, Together, stretches
 from basin.engine.writer import StratumWriter
-from basin.errors import BasinError, ChecksumMismatch, ContentNotFound, CorruptionError, ObjectMissing, TruncatedStratum
-from basin.format.clast import Clast, decode_clast, encode_clast
+from basin.errors import (
+    BasinError,
+    ChecksumMismatch,
+    ContentNotFound,
+    CorruptionError,
+    GrainNotReady,
+    ObjectMissing,
+    TruncatedStratum,
+)
+from basin.format.clast import Clast, decode_clast, decode_part_list, encode_clast
 from basin.format.layout import CODEC_STORED, FLAG_LINKS, Kind, StratumKind
 from basin.format.payload import COMPRESS_SIZE_MIN, Payload, compress, join_links, shorter
 from basin.terms import ContentKey, Location, StratumId
 
 T = TypeVar("T")
+U = TypeVar("U")
 Relied: TypeAlias = dict[bytes, StratumId]
 """Content keys that a batch found instead of writing them, and the stratum each was found in."""
+Linked: TypeAlias = tuple[bytes, list[bytes]]
+"""A content, and the content keys that one of its grains links to."""
 
 _PARALLEL_SIZE_MIN: Final = 256 << 10
 """Below this many bytes a batch is done before a second thread has woken up."""
@@ -84,6 +101,8 @@ class Contents:
         reload: Callable[[], None],
     ) -> None:
         """`writer_for` gives the active stratum of a kind; `reload` follows the log when a stratum went missing."""
+        self._keyring = keyring
+        self._cutter: Cutter | None = None
         self._map = keyring.grain_keys
         self._sealed = keyring.profile == "encrypted"
         self._readers = readers
@@ -106,37 +125,54 @@ class Contents:
 
     # --- putting ----------------------------------------------------------------------------------------------------
 
-    def put(self, content: bytes, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
+    def put(self, content: bytes, relied: Relied, links: Sequence[bytes] = (), *, hot: bool = False) -> bytes:
         """Store `content`, unless it is there; returns its content key."""
         if len(content) > self._options.part_max:
-            return self.put_stream(BytesSource(content), relied, links)
-        return self._put_grain(Kind.BLOB, content, relied, links)
+            return self.put_stream(BytesSource(content), relied, links, hot=hot)
+        return self._put_grain(Kind.BLOB, content, relied, links, hot=hot)
 
-    def _put_grain(self, kind: Kind, content: bytes, relied: Relied, links: Sequence[bytes]) -> bytes:
+    def _put_grain(
+        self,
+        kind: Kind,
+        content: bytes,
+        relied: Relied,
+        links: Sequence[bytes],
+        *,
+        hot: bool,
+        counted: int | None = None,
+    ) -> bytes:
         key = blake3(content).digest()
-        self._put_keyed(kind, key, content, relied, links)
+        self._put_keyed(kind, key, content, relied, links, hot=hot, counted=counted)
         return key
 
     def _put_keyed(
-        self, kind: Kind, key: bytes, content: bytes, relied: Relied, links: Sequence[bytes], counted: int | None = None
+        self,
+        kind: Kind,
+        key: bytes,
+        content: bytes,
+        relied: Relied,
+        links: Sequence[bytes],
+        *,
+        hot: bool,
+        counted: int | None = None,
     ) -> None:
-        """`counted` is the size to count, where `content` is only a description of it."""
+        """`counted` is the size to count, where `content` only describes what is counted elsewhere."""
         size = len(content) if counted is None else counted
-        if self._is_there(key, relied, links, size):
+        if self._is_there(key, relied, links, size, hot=hot):
             return
         marked = key + links_digest(links) if links else key
         codec, data = compress(join_links(links, content) if links else content, self._compressor())
         flags = FLAG_LINKS if links else 0
         with self.mutex:
-            writer = self._writer_for(StratumKind.META if links else StratumKind.DATA)
+            writer = self._writer_for(StratumKind.META if links or hot else StratumKind.DATA)
             location = writer.append(kind, self._map.grain_key(key), codec, flags, data)
             relied[marked] = location.stratum
             self.linked.update((link, relied[link]) for link in links)
         self._count_new(size, location)
 
-    def _is_there(self, key: bytes, relied: Relied, links: Sequence[bytes], size: int) -> bool:
+    def _is_there(self, key: bytes, relied: Relied, links: Sequence[bytes], size: int, *, hot: bool) -> bool:
         """Whether a put is superfluous; then what it found is relied on, and counted."""
-        place = self._duplicate(self._map.grain_key(key), key, links)
+        place = self._duplicate(self._map.grain_key(key), key, links, hot=hot)
         if place is None:
             return False
         self._rely(relied, key + links_digest(links) if links else key, place)
@@ -161,20 +197,40 @@ class Contents:
             raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
         self._rely(relied, key, place)
 
-    def _duplicate(self, grain_key: bytes, key: bytes, links: Sequence[bytes]) -> Location | None:
+    def rely_on_many(self, keys: Sequence[bytes], relied: Relied) -> None:
+        """`rely_on` for many keys, which are looked for together: 0.6 µs each."""
+        grain_keys = self._grain_keys(keys)
+        places = self._looking_again(lambda: self._locator.find_many(grain_keys))
+        for key, place in zip(keys, places, strict=True):
+            if place is None:
+                self.rely_on(key, relied)
+            else:
+                relied[key] = place.stratum
+
+    def _grain_keys(self, keys: Sequence[bytes]) -> list[bytes]:
+        joined = self._map.grain_keys(b"".join(keys))
+        return [joined[at : at + 32] for at in range(0, len(joined), 32)]
+
+    def _duplicate(self, grain_key: bytes, key: bytes, links: Sequence[bytes], *, hot: bool) -> Location | None:
         """A grain that makes a put superfluous: any of the key, or one with the same links if there are links."""
         if key in self.damaged and not self._is_readable(key):
             return None
-        if not links:
+        if not links and not hot:
             return self._looking_again(lambda: self._locator.find(grain_key))
 
         def search() -> Location | None:
-            for place in self._locator.find_all(grain_key):
-                if self._read(place, grain_key)[1].links == list(links):
+            for place in self._places_in_meta(grain_key):
+                if not links or self._read(place, grain_key)[1].links == list(links):
                     return place
             return None
 
         return self._looking_again(search)
+
+    def _places_in_meta(self, grain_key: bytes) -> Iterator[Location]:
+        """Where grains of a key may have links. None of `data/` has, and reading one there may take hours."""
+        for place in self._locator.find_all(grain_key):
+            if self._locator.kind_of(place.stratum) == StratumKind.META:
+                yield place
 
     def _looking_again(self, search: Callable[[], T]) -> T:
         """What `search` finds, also if somebody merges strata that it looks into."""
@@ -190,6 +246,8 @@ class Contents:
         grain_key = self._map.grain_key(key)
         for place in self._locator.find_all(grain_key):
             with contextlib.suppress(ObjectMissing, CorruptionError):
+                if self._locator.kind_of(place.stratum) != StratumKind.META:
+                    continue
                 if links_digest(self._read(place, grain_key)[1].links) == digest:
                     return place
         return None
@@ -197,7 +255,7 @@ class Contents:
     def _is_readable(self, key: bytes) -> bool:
         """Whether a content that was recorded as damaged has been put again since."""
         try:
-            self.grain(key)
+            self._grain(key)
         except (BasinError, KeyError):
             return False
         return True
@@ -206,19 +264,20 @@ class Contents:
         """Also on what this handle itself is writing: that may be logged, and collected, before the batch is."""
         relied[key] = place.stratum
 
-    def put_many(self, contents: Sequence[bytes], relied: Relied) -> list[bytes]:
+    def put_many(self, contents: Sequence[bytes], relied: Relied, *, hot: bool = False) -> list[bytes]:
         """`put` without links for many; hashing and compressing on all cores where they are large."""
         sizes = [len(content) for content in contents]
         total = sum(sizes)
         if sizes and max(sizes) > self._options.part_max:
-            return [self.put(content, relied) for content in contents]
+            return [self.put(content, relied, hot=hot) for content in contents]
         parallel = self._is_parallel(total, len(sizes))
         keys = self._map_batch(_hash_all, contents, sizes) if parallel else _hash_all(contents)
-        joined = self._map.grain_keys(b"".join(keys))
-        grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
-        found = self._looking_again(lambda: self._locator.find_many(grain_keys))
+        grain_keys = self._grain_keys(keys)
+        find = self._find_many_in_meta if hot else self._locator.find_many
+        found = self._looking_again(lambda: find(grain_keys))
+        kind = StratumKind.META if hot else StratumKind.DATA
         if not any(found) and len(set(keys)) == len(keys):
-            self._append_new(contents, sizes, keys, grain_keys, range(len(keys)), relied, parallel=parallel)
+            self._append_new(contents, sizes, keys, grain_keys, range(len(keys)), relied, kind, parallel=parallel)
             self.new_count += len(keys)
             self.new_size += total
             return keys
@@ -233,13 +292,26 @@ class Contents:
             else:
                 seen.add(keys[row])
                 rows.append(row)
-        self._append_new(contents, sizes, keys, grain_keys, rows, relied, parallel=parallel)
+        self._append_new(contents, sizes, keys, grain_keys, rows, relied, kind, parallel=parallel)
         new_size = total - found_size
         self.new_count += len(rows)
         self.new_size += new_size
         self.found_count += len(contents) - len(rows)
         self.found_size += found_size
         return keys
+
+    def _find_many_in_meta(self, grain_keys: Sequence[bytes]) -> list[Location | None]:
+        """For each key a place in `meta/`, if there is one."""
+        found = self._locator.find_many(grain_keys)
+        kinds = {place.stratum: 0 for place in found if place is not None}
+        for stratum in kinds:
+            kinds[stratum] = self._locator.kind_of(stratum)
+        return [
+            place
+            if place is None or kinds[place.stratum] == StratumKind.META
+            else next(self._places_in_meta(grain_key), None)
+            for grain_key, place in zip(grain_keys, found, strict=True)
+        ]
 
     def _is_parallel(self, size: int, count: int) -> bool:
         """Whether a batch is worth the pool, and this is not one of its threads."""
@@ -258,6 +330,7 @@ class Contents:
         grain_keys: Sequence[bytes],
         rows: Sequence[int],
         relied: Relied,
+        kind: StratumKind,
         *,
         parallel: bool,
     ) -> None:
@@ -267,7 +340,7 @@ class Contents:
             plain, keys = [contents[row] for row in rows], [keys[row] for row in rows]
             grain_keys = [grain_keys[row] for row in rows]
         if not plain or max(map(len, plain)) < COMPRESS_SIZE_MIN:
-            self._append_packed(keys, grain_keys, [CODEC_STORED] * len(plain), plain, relied)
+            self._append_packed(keys, grain_keys, [CODEC_STORED] * len(plain), plain, relied, kind)
             return
         batches = (
             self._compressed_ahead(plain, [sizes[row] for row in rows]) if parallel else [self._compress_all(plain)]
@@ -276,7 +349,7 @@ class Contents:
         for packed in batches:
             stop = start + len(packed)
             codecs, payloads = [codec for codec, _ in packed], [data for _, data in packed]
-            self._append_packed(keys[start:stop], grain_keys[start:stop], codecs, payloads, relied)
+            self._append_packed(keys[start:stop], grain_keys[start:stop], codecs, payloads, relied, kind)
             start = stop
 
     def _append_packed(
@@ -286,11 +359,12 @@ class Contents:
         codecs: Sequence[int],
         payloads: Sequence[bytes],
         relied: Relied,
+        kind: StratumKind,
     ) -> None:
         start = 0
         with self.mutex:
             while start < len(keys):
-                writer = self._writer_for(StratumKind.DATA)
+                writer = self._writer_for(kind)
                 stop = _fitting(payloads, start, writer.room)
                 before = writer.offset
                 new_keys, kinds, data = keys[start:stop], codecs[start:stop], payloads[start:stop]
@@ -339,49 +413,54 @@ class Contents:
         compressor = self._compressor()
         return [compress(content, compressor) for content in plain]
 
-    def put_stream(self, source: Source, relied: Relied, links: Sequence[bytes] = ()) -> bytes:
-        """Store all that `source` gives, in bounded memory: one grain up to `part_max`, a clast of parts above.
+    def put_stream(self, source: Source, relied: Relied, links: Sequence[bytes] = (), *, hot: bool = False) -> bytes:
+        """Store all that `source` gives, in bounded memory: one grain up to `part_max`, a clast of parts above."""
+        options = self._options
+        reading = Reading(source, options.part_max)
+        head = reading.whole()
+        if head is not None:
+            return self._put_grain(Kind.BLOB, head, relied, links, hot=hot)
+        if self._cutter is None:
+            self._cutter = make_cutter(options.chunker, options.part_size, options.part_max, self._keyring)
 
-        Parts are hashed and compressed on the pool while the next ones are read, at most two a worker, and appended in
-        their order, so that whoever reads them in order reads on.
-        """
-        head = read_fully(source, self._options.part_max + 1)
-        if len(head) <= self._options.part_max:
-            return self._put_grain(Kind.BLOB, head, relied, links)
-        whole = blake3(max_threads=self._options.worker_count)
-        parts: list[bytes] = []
-        lengths: list[int] = []
-        waiting: deque[tuple[int, Future[tuple[bytes, int, bytes]]]] = deque()
-        executor = self._executor()
-        for part in parts_of(head, source, self._options.part_size):
-            whole.update(part)
-            lengths.append(len(part))
-            waiting.append((len(part), executor.submit(self._pack_part, part)))
-            if len(waiting) > 2 * self._options.worker_count:
-                parts.append(self._put_packed(*waiting.popleft(), relied))
-        parts += [self._put_packed(*packed, relied) for packed in waiting]
-        key = whole.digest()
-        self._put_keyed(Kind.CLAST, key, encode_clast(lengths, len(links)), relied, [*links, *parts], 0)
+        def put_list(content: bytes, parts: Sequence[bytes]) -> bytes:
+            key = self._put_grain(Kind.BLOB, content, relied, parts, hot=hot, counted=0)
+            relied[key] = relied[key + links_digest(parts)][:0] or relied[key + links_digest(parts)]
+            return key
+
+        listed = ListedParts(put_list)
+        part_stored = reading.part_stored
+
+        def append(size: int, packed: Packed) -> None:
+            self._put_packed(size, packed, relied, hot=hot)
+            listed.add(packed[0], size)
+            part_stored(packed[0], size)
+
+        pack = partial(self._pack_part, hot=hot)
+        stream = Stream(self._executor(), options.worker_count, options.part_size, pack, append)
+        key = stream.run(reading.parts(self._cutter), is_sparse=reading.is_sparse)
+        content, linked = listed.finish(links)
+        self._put_keyed(Kind.CLAST, key, content, relied, linked, hot=hot, counted=0)
         return key
 
-    def _pack_part(self, part: bytes) -> tuple[bytes, int, bytes]:
+    def _pack_part(self, part: bytes, *, hot: bool) -> Packed:
         """Content key, codec and compressed payload of a part; not compressed if it is there already."""
         key = blake3(part).digest()
         with contextlib.suppress(ObjectMissing):  # Looked for again when its turn comes.
-            if self._locator.find(self._map.grain_key(key)) is not None:
+            if not hot and self._locator.find(self._map.grain_key(key)) is not None:
                 return key, CODEC_STORED, part
         return key, *compress(part, self._compressor())
 
-    def _put_packed(self, size: int, packed: Future[tuple[bytes, int, bytes]], relied: Relied) -> bytes:
-        """Append a part, unless it is there; returns its content key."""
-        key, codec, data = packed.result()
-        if not self._is_there(key, relied, (), size):
-            with self.mutex:
-                writer = self._writer_for(StratumKind.DATA)
-                location = writer.append(Kind.PART, self._map.grain_key(key), codec, 0, data)
-                relied[key] = location.stratum
-            self._count_new(size, location)
-        return key
+    def _put_packed(self, size: int, packed: Packed, relied: Relied, *, hot: bool) -> None:
+        """Append a part, unless it is there."""
+        key, codec, data = packed
+        if self._is_there(key, relied, (), size, hot=hot):
+            return
+        with self.mutex:
+            writer = self._writer_for(StratumKind.META if hot else StratumKind.DATA)
+            location = writer.append(Kind.PART, self._map.grain_key(key), codec, 0, data)
+            relied[key] = location.stratum
+        self._count_new(size, location)
 
     # --- getting ----------------------------------------------------------------------------------------------------
 
@@ -405,11 +484,11 @@ class Contents:
         return self._get_whole(key)
 
     def _get_whole(self, key: bytes) -> bytes:
-        kind, payload = self.grain(key)
+        kind, payload = self._grain(key)
         if kind != Kind.CLAST:
             return payload.content
-        clast = decode_clast(payload)
-        content = b"".join(self.get_many(clast.parts))
+        parts = Parts(decode_clast(payload), self._read_list)
+        content = b"".join(self.get_many([part.key for part in parts]))
         if blake3(content, max_threads=self._options.worker_count).digest() != key:
             raise ChecksumMismatch(f"the parts of {key.hex()} do not make up its content", object=key.hex(), offset=0)
         return content
@@ -422,15 +501,30 @@ class Contents:
             return None
         try:
             found = reader.read_content(offset, length, grain_key)
-        except (ObjectMissing, TruncatedStratum):
-            return None  # Removed, or not yet handed to the operating system.
+        except (ObjectMissing, TruncatedStratum, GrainNotReady):
+            return None  # Removed, not yet handed to the operating system, or perhaps hot elsewhere.
         if found is None or not (self._sealed or blake3(found.content).digest() == key):
             return None
         self._readers.keep_grain(key, found.sealed, stratum)
         return found.content
 
     def grain(self, key: bytes) -> tuple[int, Payload]:
-        """(kind, payload) of the grain of a content key; raise `ContentNotFound`."""
+        """(kind, payload) of the grain of a content key; raise `ContentNotFound`.
+
+        A clast is given as one that lists all its parts, also where it is stored as a list of lists.
+        """
+        kind, payload = self._grain(key)
+        if kind != Kind.CLAST:
+            return kind, payload
+        clast = decode_clast(payload)
+        if not clast.counts:
+            return kind, payload
+        parts = list(Parts(clast, self._read_list))
+        lengths = encode_clast([part.stop - part.start for part in parts], len(clast.links))
+        return kind, Payload([*clast.links, *(part.key for part in parts)], lengths)
+
+    def _grain(self, key: bytes) -> tuple[int, Payload]:
+        """`grain` as it is stored."""
         grain_key = self._map.grain_key(key)
         place = self._looking_again(lambda: self._locator.find_surely(grain_key))
         if place is None and self._locator.is_behind:
@@ -457,9 +551,18 @@ class Contents:
         raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
 
     def clast(self, key: bytes) -> Clast | None:
-        """The clast of a large content, or None if it is one grain."""
+        """The clast of a large content with all its parts, or None if it is one grain."""
         kind, payload = self.grain(key)
         return decode_clast(payload) if kind == Kind.CLAST else None
+
+    def parts(self, key: bytes) -> Parts | bytes:
+        """The parts of a large content, which are looked up as they are asked for; one grain's content. One read."""
+        kind, payload = self._grain(key)
+        return Parts(decode_clast(payload), self._read_list) if kind == Kind.CLAST else payload.content
+
+    def _read_list(self, key: bytes) -> Clast:
+        ((content, parts),) = self.get_linked_many([key])
+        return decode_part_list(Payload(parts, content))
 
     def contains(self, key: bytes) -> bool:
         """Whether a countable stratum holds the content."""
@@ -505,8 +608,7 @@ class Contents:
 
     def _fetch_many(self, keys: Sequence[bytes]) -> list[bytes]:
         """`get_many` of contents that are not in memory."""
-        joined = self._map.grain_keys(b"".join(keys))
-        grain_keys = [joined[at : at + 32] for at in range(0, len(joined), 32)]
+        grain_keys = self._grain_keys(keys)
         places = self._looking_again(lambda: self._locator.find_many(grain_keys))
         size = sum([place.length for place in places if place is not None])
         wanted = list(zip(keys, grain_keys, places, strict=True))
@@ -516,7 +618,7 @@ class Contents:
             return self._on_pool(self._fetch_all, wanted, size)
         return self._fetch_all(wanted)
 
-    def _on_pool(self, work: Callable[[Sequence[T]], list[bytes]], items: Sequence[T], size: int) -> list[bytes]:
+    def _on_pool(self, work: Callable[[Sequence[T]], list[U]], items: Sequence[T], size: int) -> list[U]:
         """`work` over all `items`, which hold `size` bytes, in slices on the pool."""
         step = max(1, len(items) * _READ_TASK_SIZE // size)
         slices = [items[at : at + step] for at in range(0, len(items), step)]
@@ -544,7 +646,11 @@ class Contents:
         grain_key = self._map.grain_key(key)
 
         def search() -> list[list[bytes]]:
-            return [self._read(place, grain_key)[1].links for place in self._locator.find_all(grain_key)]
+            found: list[list[bytes]] = []
+            for place in self._locator.find_all(grain_key):
+                is_meta = self._locator.kind_of(place.stratum) == StratumKind.META
+                found.append(self._links_at(place, grain_key) if is_meta else [])
+            return found
 
         found = self._looking_again(search)
         self._require_all_indexes()
@@ -552,14 +658,67 @@ class Contents:
             raise ContentNotFound(f"no content {key.hex()} in this basin", content_key=ContentKey(key))
         return list(dict.fromkeys(link for links in found for link in links))
 
+    def _links_at(self, place: Location, grain_key: bytes) -> list[bytes]:
+        """What the grain at `place` keeps alive; its parts, where it links to lists of them."""
+        kind, payload = self._read(place, grain_key)
+        clast = decode_clast(payload) if kind == Kind.CLAST else None
+        if clast is None or not clast.counts:
+            return payload.links
+        return [*clast.links, *(part.key for part in Parts(clast, self._read_list))]
+
+    def get_linked_many(self, keys: Sequence[bytes]) -> list[Linked]:
+        """Content and links of a grain of each key, its links in their order; raise `ContentNotFound`.
+
+        Of several grains of one key, it is one that has links, where there is one. Of a large content, the links are
+        the caller's. One read each, on all cores; in a bucket of pieces that are kept.
+        """
+        grain_keys = self._grain_keys(keys)
+        places = self._looking_again(lambda: self._find_many_in_meta(grain_keys))
+        wanted = list(zip(keys, grain_keys, places, strict=True))
+        size = sum([place.length for place in places if place is not None])
+        if self._is_parallel(size, len(keys)) and (size >= _FETCH_ITEM_MIN * len(keys) or self._readers.are_remote):
+            return self._on_pool(self._linked_all, wanted, size)
+        return self._linked_all(wanted)
+
+    def _linked_all(self, wanted: Sequence[tuple[bytes, bytes, Location | None]]) -> list[Linked]:
+        """Content and links by (content key, grain key, where it lies)."""
+        return [self._get_linked(*one) for one in wanted]
+
+    def _get_linked(self, key: bytes, grain_key: bytes, place: Location | None) -> Linked:
+        found = None if place is None else self._linked_at(place, grain_key, key)
+        if found is not None and found[1]:
+            return found
+
+        def search() -> Linked | None:
+            others = (self._linked_at(one, grain_key, key) for one in self._places_in_meta(grain_key) if one != place)
+            return next((other for other in others if other is not None and other[1]), None)
+
+        found = self._looking_again(search) or found
+        if found is not None:
+            return found
+        kind, payload = self._grain(key)
+        if kind == Kind.CLAST:
+            return self._get_whole(key), decode_clast(payload).links
+        return payload.content, payload.links
+
+    def _linked_at(self, place: Location, grain_key: bytes, key: bytes) -> Linked | None:
+        """Content and links of the grain at `place`; None if it cannot be read there, or is large."""
+        try:
+            kind, payload = self._read(place, grain_key)
+        except (ObjectMissing, CorruptionError):
+            return None
+        if kind == Kind.CLAST or not (self._sealed or blake3(payload.content).digest() == key):
+            return None
+        return payload.content, payload.links
+
     def _read_any(self, place: Location, grain_key: bytes) -> tuple[int, Payload]:
-        """The grain at `place`, or, if that is damaged, another grain of the same key."""
+        """The grain at `place`, or, if that is damaged or cold, another grain of the same key."""
         try:
             return self._read(place, grain_key)
-        except CorruptionError:
+        except (CorruptionError, GrainNotReady):
             for other in self._locator.find_all(grain_key):
                 if other != place:
-                    with contextlib.suppress(CorruptionError):
+                    with contextlib.suppress(CorruptionError, GrainNotReady):
                         return self._read(other, grain_key)
             raise
 

@@ -36,7 +36,7 @@ from basin.engine.log import CHECKPOINT_FOLDER, RESERVE_NAME, START, Cursor, Ent
 from basin.engine.logs import open_log
 from basin.engine.memtable import Memtable
 from basin.engine.names import BrokenRun, RunReader, Tables, lazy_runs, open_run, order_runs
-from basin.engine.object_log import Folded, ObjectLog, split_token
+from basin.engine.object_log import ObjectLog, split_token
 from basin.engine.options import Options
 from basin.engine.reader import StratumReaders
 from basin.engine.recovery import recover
@@ -80,7 +80,7 @@ from basin.format.layout import (
 )
 from basin.format.record import Batch, FrameCipher, IndexRun, NameRun, Record, StratumAdded, chain_hash, encode_record
 from basin.storage.protocol import LockFile, Storage
-from basin.terms import CONTENT_KEY_SIZE, ContentKey, Position, StratumId
+from basin.terms import CONTENT_KEY_SIZE, ContentKey, Location, Position, StratumId
 
 BATCH_INLINE_MAX: Final = MIB
 """A batch above this is written as a run of names and adopted by its record."""
@@ -188,10 +188,16 @@ class Core:
         `hint`: what was just read of a bucket's.
         """
         self.log.prepare(writable=self.writable)
-        try:
-            self._load(self._hinted_checkpoint(hint) if self.is_remote else self._newest_checkpoint())
-        except Folded:
-            self._load(self._newest_checkpoint())  # The hint was so old that records behind it have been folded.
+        state = self._hinted_checkpoint(hint) if self.is_remote else self._newest_checkpoint()
+        while True:
+            try:
+                self._load(state)
+                return
+            except (CorruptionError, ObjectMissing):
+                newest = self._newest_checkpoint()
+                if newest.position <= state.position:
+                    raise
+                state = newest  # Others stored it, and let go of the log behind the one that was read before.
 
     def _load(self, state: State) -> None:
         start = min(state.position, state.flushed)
@@ -292,14 +298,19 @@ class Core:
         Raises `PositionGone` below the history floor; `ObjectMissing`, from what is being handled, if nothing changed.
         """
         self.refresh()
-        state, current = self.current
+        current = self.current.tables
         if current.runs == tables.runs:
             raise  # noqa: PLE0704  # called while the error is being handled
-        if position < state.floor:
-            raise PositionGone(
-                f"position {position} is below the history floor {state.floor}", position=position, floor=state.floor
-            ) from None
+        self.require_kept(position)
         return current
+
+    def require_kept(self, position: Position) -> None:
+        """Raise `PositionGone` if a position lies below the history floor, as far as this handle knows."""
+        floor = self.state.floor
+        if position < floor:
+            raise PositionGone(
+                f"position {position} is below the history floor {floor}", position=position, floor=floor
+            ) from None
 
     def maybe_refresh(self) -> None:
         """`refresh`, if the last one is longer ago than the refresh interval. Called before every read."""
@@ -552,8 +563,24 @@ class Core:
             return
         self._kept_at = time.monotonic()
         self.refresh()
+        self._follow_merges()
         if self.session and self._condemned_by_mistake(self.state):
             self.append(lambda state: Record() if self._condemned_by_mistake(state) else None)
+
+    def _follow_merges(self) -> None:
+        """Rely on the strata to which others merged what open batches rely on: those are what may be condemned next."""
+        for pending in list(self.open_batches):
+            moved = {key: one for key, one in list(pending.relied.items()) if self._is_gone(one)}
+            try:
+                places = self._places_of(list(moved)) if moved else []
+            except (CorruptionError, ObjectMissing):
+                continue  # They move again just now: the next look, or the commit, finds them.
+            for (key, before), place in zip(moved.items(), places, strict=True):
+                if place is not None and pending.relied.get(key) == before:
+                    pending.relied[key] = place.stratum
+
+    def _is_gone(self, identity: StratumId) -> bool:
+        return identity not in self.state.strata and not self.own_strata.owns(identity)
 
     def _condemned_by_mistake(self, state: State) -> set[StratumId]:
         relied = self.relied_by_batches() if state.condemns else set()
@@ -778,20 +805,22 @@ class Core:
 
     def _found_again(self, keys: Sequence[bytes]) -> set[StratumId]:
         """Where contents lie now whose strata are gone or condemned: in others if possible."""
-        plain = [key for key in keys if len(key) == CONTENT_KEY_SIZE]
-        places = self.locator.find_many([self.keyring.grain_keys.grain_key(key) for key in plain])
-        lost = [ContentKey(key) for key, place in zip(plain, places, strict=True) if place is None]
-        for key in keys:
-            if len(key) > CONTENT_KEY_SIZE:  # One with links: another grain of it may keep other contents alive.
-                place = self.contents.find_linked(key[:CONTENT_KEY_SIZE], key[CONTENT_KEY_SIZE:])
-                places.append(place)
-                if place is None:
-                    lost.append(ContentKey(key[:CONTENT_KEY_SIZE]))
+        places = self._places_of(keys)
+        lost = [ContentKey(key[:CONTENT_KEY_SIZE]) for key, place in zip(keys, places, strict=True) if place is None]
         if lost:
             raise Conflict(
                 f"{len(lost)} contents were removed since they were found; put them again", content_keys=lost
             )
         return {place.stratum for place in places if place is not None}
+
+    def _places_of(self, keys: Sequence[bytes]) -> list[Location | None]:
+        """Where each of the keys of a `Relied` lies now: in a stratum that is not condemned, if possible."""
+        grain_key = self.keyring.grain_keys.grain_key
+        places = self.locator.find_many([grain_key(key[:CONTENT_KEY_SIZE]) for key in keys])
+        for row, key in enumerate(keys):
+            if len(key) > CONTENT_KEY_SIZE:  # One with links: another grain of it may keep other contents alive.
+                places[row] = self.contents.find_linked(key[:CONTENT_KEY_SIZE], key[CONTENT_KEY_SIZE:])
+        return places
 
     def _append_record(self, record: Record, *, sync: bool = True) -> bool:
         """Complete, check and append a record; False if somebody else came first. Under commit mutex and log lock."""

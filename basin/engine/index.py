@@ -57,6 +57,10 @@ class IndexReader:
         self._pages: dict[int, bytes] = {}
         self._verified = bytearray(directory.page_count)
 
+    def rest(self) -> None:
+        """Do without the filter until somebody looks for a key: 1.1 of the 1.3 bytes an entry that it takes."""
+        self.directory.forget_filter(self._reader.directory)
+
     def page(self, number: int, *, keep: bool = True) -> bytes:
         """A verified page. One read, unless cached."""
         cached = self._pages.get(number)
@@ -147,7 +151,10 @@ class IndexReader:
         # Nearly always one or two pages a key; more only where many keys share their first 4 bytes.
         starts = np.repeat(low, counts)
         within = np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.unique(starts + within).astype(np.int64)
+        pages = np.sort(starts + within)
+        fresh = np.ones(len(pages), dtype=bool)
+        np.not_equal(pages[1:], pages[:-1], out=fresh[1:])
+        return pages[fresh].astype(np.int64)
 
 
 class Scanned(NamedTuple):
@@ -166,6 +173,7 @@ class GrainLocator:
         self._readers = readers
         self._lazy = lazy
         self._deferred: tuple[State, set[StratumId]] | None = None
+        self._rests = False
         self._settling = threading.RLock()
         self._broken: dict[StratumId, BasinError] = {}
         self._writers: list[StratumWriter] = []
@@ -189,6 +197,17 @@ class GrainLocator:
     def is_behind(self) -> bool:
         """Whether strata are gone that the state names: somebody merged them since it was."""
         return any(isinstance(error, ObjectMissing) for error in self._broken.values())
+
+    def rest(self) -> None:
+        """Do without the filters of indexes, also of those that come from now on, until somebody looks for a key.
+
+        For whoever reads whole indexes. In a bucket, where reading a filter again is a request, they all stay.
+        """
+        if self._lazy:
+            return
+        self._rests = True
+        for index in self._search:
+            index.rest()
 
     # --- keeping up -------------------------------------------------------------------------------------------------
 
@@ -311,7 +330,10 @@ class GrainLocator:
 
     def _open_index(self, kind: int, identity: StratumId) -> IndexReader:
         reader = self._readers.get(kind, identity)
-        return IndexReader(reader, reader.directory(), self._readers.page_cache)
+        index = IndexReader(reader, reader.directory(), self._readers.page_cache)
+        if self._rests:
+            index.rest()
+        return index
 
     def _scan(self, kind: int, identity: StratumId, length: int, broken: dict[StratumId, BasinError]) -> Scanned:
         """Grains of a stratum without an index, up to `length`. Cost: 1.7 µs a grain that was not seen before.

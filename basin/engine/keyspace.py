@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 from basin.engine.contents import Relied
 from basin.engine.memtable import Row
 from basin.engine.names import Found
-from basin.errors import CorruptionError, InvalidArgument, NameNotFound
+from basin.errors import ContentNotFound, CorruptionError, InvalidArgument, NameNotFound
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, KEYSPACE_PREFIX_SIZE, NAME_SIZE_MAX
 from basin.format.ordered import decode_tuple, decode_u64, encode_tuple, encode_u64
-from basin.terms import ContentKey, Ref
+from basin.terms import ContentKey, Position, Ref
 
 if TYPE_CHECKING:
     from basin.engine.core import Core
@@ -34,6 +34,8 @@ V = TypeVar("V")
 DEFAULT_KEYSPACE: Final = 0
 REGISTRY_KEYSPACE: Final = 1
 ROOTS_KEYSPACE: Final = 2
+SNAPSHOTS_KEYSPACE: Final = 3
+CHECK_KEYSPACE: Final = 4
 FIRST_USER_KEYSPACE: Final = 16
 _MISSING: Final = object()
 _SCAN_PREFETCH: Final = 64
@@ -44,6 +46,8 @@ class Scope(abc.ABC):
     """Where names are read and written: full names and rows in, nothing of users' types."""
 
     core: Core
+    read_position: Position | None = None
+    """The position that is read here; None where reading moves on with the log."""
 
     @abc.abstractmethod
     def find(self, name: bytes) -> Row | None:
@@ -80,6 +84,12 @@ class Scope(abc.ABC):
     @abc.abstractmethod
     def exclusively(self, work: Callable[[Scope], Any]) -> Any:
         """Run reads and writes as one transaction (in a batch or transaction: as part of it)."""
+
+    def require_kept(self) -> None:
+        """Raise `PositionGone` if history has let go of the position that is read here, and so of contents."""
+        if self.read_position is not None:
+            self.core.refresh()
+            self.core.require_kept(self.read_position)
 
     def now_ms(self) -> int:
         """The time by which names expire here."""
@@ -212,8 +222,20 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
 
     def _value(self, kind: int, value: bytes) -> V:
         if kind == ENTRY_REFERENCE:
-            value = self._core.contents.get(value)
+            try:
+                value = self._core.contents.get(value)
+            except ContentNotFound:
+                self._scope.require_kept()
+                raise
         return cast(V, self._values.decode(value))
+
+    def _contents_of(self, keys: list[bytes]) -> list[bytes]:
+        """The contents that rows refer to."""
+        try:
+            return self._core.contents.get_many(keys) if keys else []
+        except ContentNotFound:
+            self._scope.require_kept()
+            raise
 
     def _visible(self, row: Row | None) -> Row | None:
         if row is None or row[1] == ENTRY_DELETE or (row[3] and row[3] <= self._scope.now_ms()):
@@ -246,7 +268,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         """The values in the order of `names`, None where there is none. Contents are fetched together."""
         rows = [self._visible(self._scope.find(self._full(name))) for name in names]
         references = [row[2] for row in rows if row is not None and row[1] == ENTRY_REFERENCE]
-        contents = iter(self._core.contents.get_many(references) if references else ())
+        contents = iter(self._contents_of(references))
         decode = self._values.decode
         return [
             None if row is None else decode(next(contents) if row[1] == ENTRY_REFERENCE else row[2]) for row in rows
@@ -335,7 +357,7 @@ class NameMap(MutableMapping[K, V], Generic[K, V]):
         for begin in range(0, len(found.names), _SCAN_PREFETCH):
             values = found.values[begin : begin + _SCAN_PREFETCH]
             at = [place for place in range(len(values)) if begin + place in referring]
-            contents = self._core.contents.get_many([values[place] for place in at])
+            contents = self._contents_of([values[place] for place in at])
             for place, content in zip(at, contents, strict=True):
                 values[place] = content
             yield found.names[begin : begin + _SCAN_PREFETCH], values

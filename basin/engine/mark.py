@@ -28,7 +28,7 @@ from basin.engine.keyspace import ROOTS_KEYSPACE, prefix_of
 from basin.engine.merging import column_entries, merged_columns, run_entries
 from basin.engine.names import BrokenRun
 from basin.engine.plan import Usage
-from basin.engine.rewrite import grains_at, scanned_entries
+from basin.engine.rewrite import PLACE, grains_at, scanned_entries
 from basin.engine.runs import Columns, memtable_columns
 from basin.engine.state import ACTIVE, State, last_version
 from basin.engine.wanted import Prefixes, Wanted, prefixes_of
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 _SLICE_PAGES: Final = 256
 """Pages of an index that are in memory at a time: 1 MiB, and some more while they are matched."""
+_MATCHED_TOGETHER: Final = 1 << 14
+"""Keys that are looked for at a time: 250 bytes of memory each, while what is found is sorted."""
 _FRESH_MAX: Final = 1 << 18
 """Grains with links that were reached in one round and are remembered; above, the indexes are gone through for them."""
 _LOOKS: Final = 3
@@ -50,7 +52,6 @@ _LOOKS: Final = 3
 _ROOTS: Final = prefix_of(ROOTS_KEYSPACE)
 _ROOT_SIZE: Final = KEYSPACE_PREFIX_SIZE + CONTENT_KEY_SIZE
 
-PLACE: Final = np.dtype([("offset", "<u4"), ("length", "<u4")])
 Bits: TypeAlias = npt.NDArray[np.uint8]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Chosen: TypeAlias = npt.NDArray[np.bool_]
@@ -183,7 +184,8 @@ class Marks:
         """Keep what is wanted, and what that links to, until nothing is new."""
         while self._wanted:
             for chunk in self._wanted.take():
-                self._keep(self._matches(chunk))
+                for start in range(0, len(chunk), _MATCHED_TOGETHER):
+                    self._keep(self._matches(chunk[start : start + _MATCHED_TOGETHER]))
             self._expand()
 
     def hold(self, strata: Iterable[StratumId]) -> None:
@@ -321,9 +323,10 @@ class Marks:
         core = self._core
         reader = core.readers.get(self.state.strata[identity].added.kind, identity)
         entries = entries[np.argsort(entries["offset"], kind="stable")]
-        keys = [prefix + rest for prefix, rest in _key_halves(entries)]
-        places = list(zip(entries["offset"].tolist(), entries["length"].tolist(), strict=True))
-        for (offset, length), key, grain in zip(places, keys, grains_at(reader, places), strict=True):
+        places = np.zeros(len(entries), dtype=PLACE)
+        places["offset"], places["length"] = entries["offset"], entries["length"]
+        for (prefix, rest), (offset, grain) in zip(_key_halves(entries), grains_at(reader, places), strict=True):
+            key, length = prefix + rest, len(grain)
             self._pause(length)
             try:
                 links = reader.decode_grain(grain, offset, key)[1].links
@@ -383,14 +386,18 @@ class Marks:
         number, count = self._numbers[identity], len(self.strata)
         return {self.strata[pair % count] for pair in self._spared if pair // count == number}
 
-    def save(self) -> list[tuple[Bits, Bits]]:
+    def save(self) -> list[tuple[Bits, Bits | None]]:
         """What is kept now, for `restore`."""
-        return [(source.kept.copy(), source.expanded.copy()) for source in self._sources]
+        # Where nothing links to anything, its bits are memory that was never touched, and a copy would be.
+        return [
+            (source.kept.copy(), source.expanded.copy() if source.expanded.any() else None) for source in self._sources
+        ]
 
-    def restore(self, saved: Sequence[tuple[Bits, Bits]]) -> None:
+    def restore(self, saved: Sequence[tuple[Bits, Bits | None]]) -> None:
         """Forget what was kept since `save`."""
         for source, (kept, expanded) in zip(self._sources, saved, strict=True):
-            source.kept, source.expanded = kept.copy(), expanded.copy()
+            source.kept = kept.copy()
+            source.expanded = np.zeros_like(kept) if expanded is None else expanded.copy()
 
 
 def _key_halves(entries: Entries) -> Iterator[tuple[bytes, bytes]]:
@@ -431,6 +438,7 @@ def mark(core: Core, pause: Callable[[int], None], floor: Position = 0) -> Marks
 def _mark(core: Core, pause: Callable[[int], None], floor: Position) -> Marks:
     with core.commit_mutex:
         core.catch_up()
+        core.locator.rest()
         indexes = core.locator.indexes
         state, tables = core.current
         columns = [memtable_columns(table) for table in tables.memtables]
@@ -463,6 +471,10 @@ def _content_keys(columns: Columns) -> list[bytes]:
     references = [value for kind, value in zip(columns.kinds, columns.values, strict=True) if kind == ENTRY_REFERENCE]
     if columns.names[-1] < _ROOTS or columns.names[0][:KEYSPACE_PREFIX_SIZE] > _ROOTS:
         return references
+    names = columns.names
+    are_roots = names[0].startswith(_ROOTS) and names[-1].startswith(_ROOTS) and all(columns.kinds)
+    if are_roots and set(map(len, names)) == {_ROOT_SIZE}:
+        return references + [name[KEYSPACE_PREFIX_SIZE:] for name in names]
     return references + [
         name[KEYSPACE_PREFIX_SIZE:]
         for name, kind in zip(columns.names, columns.kinds, strict=True)

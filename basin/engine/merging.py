@@ -31,8 +31,11 @@ from basin.terms import StratumId
 if TYPE_CHECKING:
     from basin.engine.core import Core
 
-_INDEX_SLICE_PAGES: Final = 64
-"""Pages of each input that an index merge holds at a time: 256 KiB, and as much again while they are sorted."""
+_INDEX_PAGES_HELD: Final = 512
+"""Pages that an index merge holds at a time, of all inputs together: 2 MiB, and as much again while they are sorted."""
+_INDEX_SLICE_MAX: Final = 64
+_INDEX_SLICE_MIN: Final = 2
+"""Pages of one input that are read at a time: a read costs as much as what comes with it."""
 
 
 def remove_files(core: Core, kind: StratumKind, strata: Iterable[StratumId]) -> None:
@@ -180,8 +183,16 @@ def _retained(
 ) -> list[SortedEntry]:
     """Drop what nobody at or above version `floor` sees: superseded entries, and those that a range deletion covers.
 
-    Up to version `bottom` nothing older lies below, so that deletions and expired entries may go as well.
+    Up to version `bottom`, at most `floor`, nothing older lies below, so that deletions and what expired may go
+    as well.
     """
+    if not ranges and len({entry[0] for entry in entries}) == len(entries):
+        # One version of each name, as nearly always: 0.1 µs an entry, and not 0.7.
+        return [
+            entry
+            for entry in entries
+            if (entry[2] != ENTRY_DELETE and not 0 < entry[4] <= expired_ms) or ~entry[1] > bottom
+        ]
     kept: list[SortedEntry] = []
     name, settled = None, False
     for entry in entries:
@@ -192,7 +203,7 @@ def _retained(
         version = ~entry[1]
         if version <= floor:
             settled = True  # Older versions of this name are seen by nobody.
-            if any(start <= entry[0] < stop and version < at <= floor for start, stop, at in ranges):
+            if ranges and any(start <= entry[0] < stop and version < at <= floor for start, stop, at in ranges):
                 continue
             if version <= bottom and (entry[2] == ENTRY_DELETE or 0 < entry[4] <= expired_ms):
                 continue
@@ -251,11 +262,13 @@ def count_alive(indexes: Sequence[IndexReader], alive: Container[StratumId]) -> 
     return total
 
 
-def _alive_parts(index: IndexReader, alive: Container[StratumId]) -> Iterator[Entries]:
+def _alive_parts(
+    index: IndexReader, alive: Container[StratumId], slice_pages: int = _INDEX_SLICE_MAX
+) -> Iterator[Entries]:
     counts = np.array([one in alive for one in index.directory.strata])
-    for start in range(0, index.directory.page_count, _INDEX_SLICE_PAGES):
-        entries = index.entries(start, min(index.directory.page_count, start + _INDEX_SLICE_PAGES))
-        yield entries[counts[entries["stratum"]]]
+    for start in range(0, index.directory.page_count, slice_pages):
+        entries = index.entries(start, min(index.directory.page_count, start + slice_pages))
+        yield entries if counts.all() else entries[counts[entries["stratum"]]]
 
 
 def merge_entries(
@@ -263,10 +276,11 @@ def merge_entries(
 ) -> Iterator[Entries]:
     """Entries of several indexes, sorted, renumbered to `strata`, in bounded memory."""
     numbers = {identity: number for number, identity in enumerate(strata)}
+    slice_pages = max(_INDEX_SLICE_MIN, min(_INDEX_SLICE_MAX, _INDEX_PAGES_HELD // max(1, len(indexes))))
     waiting = []
     for index in indexes:
         table = np.array([numbers.get(one, 0) for one in index.directory.strata], dtype=np.uint16)
-        source = _alive_parts(index, numbers)
+        source = _alive_parts(index, numbers, slice_pages)
         part = _next_part(source, table)
         if part is not None:
             waiting.append((part, source, table))
@@ -301,6 +315,7 @@ def write_index_run(
 ) -> tuple[IndexRun, StratumAdded]:
     """Write an index run in a stratum of its own, durable, not yet in the log."""
     writer = core.own_strata.create(StratumKind.INDEX)
+    writer.forgo_search()
     try:
         builder = IndexBuilder(strata, count, writer.tag_key, writer.id)
         _, location = append_index(writer, builder, parts)

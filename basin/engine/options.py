@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from basin.engine.cutting import CHUNKERS, FASTCDC, FIXED, cuts_by_content
 from basin.engine.tiers import TIERS
 from basin.errors import InvalidArgument
 from basin.format.layout import MIB
@@ -20,14 +21,18 @@ _DAY_S: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Sizes are bytes, times are seconds. All but the first five may differ from handle to handle.
+    """Sizes are bytes, times are seconds. All but the first six may differ from handle to handle.
 
     Stored at creation:
 
     - `inline_max`: values up to this size live in the name's own entry; larger ones are content of their own, so equal
       ones are stored once. 512: below it, a second look-up costs more than the copy.
     - `part_max`: content up to this size is one grain, above it a list of parts. 4 MiB bounds what one read must hold.
-    - `part_size`: size of the parts (the last may be smaller).
+    - `part_size`: size of the parts: in the mean, or of each but the last, as `chunker` says.
+    - `chunker`: how larger contents are cut. "fastcdc": by what they say, so that a version of a file with some bytes
+      more or less shares its parts with the other; parts have a quarter of `part_size` to four times it (at most
+      `part_max`). "fixed": at every `part_size`. By default "fastcdc", where sizes allow that: `part_size` 320 bytes
+      to 4 MiB, `part_max` twice that and 1 KiB at least.
     - `data_url`: where `data/`, the grains of contents, lies instead: another folder for a basin on a disk, another
       bucket or prefix for one in a bucket.
     - `data_storage_class`: S3's storage class of the objects below `data/`, such as "STANDARD_IA" or "DEEP_ARCHIVE";
@@ -71,6 +76,7 @@ class Options:
     inline_max: int = 512
     part_max: int = 4 * MIB
     part_size: int = MIB
+    chunker: str = ""
     data_url: str = ""
     data_storage_class: str = ""
     sync: Literal["commit", "interval", "never"] = "commit"
@@ -125,10 +131,20 @@ class Options:
             )
         if self.part_size > self.part_max:
             raise InvalidArgument("part_size is at most part_max", option="part_size")
+        can_cut = cuts_by_content(self.part_size, self.part_max)
+        if not self.chunker:
+            object.__setattr__(self, "chunker", FASTCDC if can_cut else FIXED)
+        if self.chunker not in CHUNKERS:
+            raise InvalidArgument(f"chunker is one of {', '.join(CHUNKERS)}, not {self.chunker!r}", option="chunker")
+        if self.chunker == FASTCDC and not can_cut:
+            raise InvalidArgument(
+                f"parts of {self.part_size} bytes, at most {self.part_max}, can only be cut with chunker='fixed'",
+                option="chunker",
+            )
 
     def stored(self) -> dict[str, Any]:
-        """What goes into `basin.json`: the numbers, and the texts that say something."""
-        values = {name: getattr(self, name) for name in STORED}
+        """What goes into the options of `basin.json`: the numbers, and the texts that say something."""
+        values = {name: getattr(self, name) for name in STORED if name != "chunker"}
         return {name: value for name, value in values.items() if value != "" or name not in _TEXTS}
 
     def request_policy(self) -> RequestPolicy:
@@ -147,8 +163,9 @@ class Options:
         return self.threads or min(8, os.cpu_count() or 1)
 
 
-STORED: Final = ("inline_max", "part_max", "part_size", "data_url", "data_storage_class")
-_TEXTS: Final = frozenset({"job", "cache_folder", "spool_folder", "data_url", "data_storage_class"})
+STORED: Final = ("inline_max", "part_max", "part_size", "chunker", "data_url", "data_storage_class")
+"""Fixed when a basin is created; `chunker` has a field of its own in `basin.json`."""
+_TEXTS: Final = frozenset({"chunker", "job", "cache_folder", "spool_folder", "data_url", "data_storage_class"})
 REMOTE_DEFAULTS: Final[dict[str, Any]] = {
     "sync_interval_s": 5.0,
     "refresh_interval_s": _DAY_S,

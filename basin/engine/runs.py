@@ -5,6 +5,7 @@ Invariants: all versions of a name stand in one block; a run is durable before a
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -58,8 +59,8 @@ class RunBuilder:
         self._map = core.keyring.grain_keys
         self._compressor = zstandard.ZstdCompressor(level=core.options.compression_level)
         self._firsts: list[bytes] = []
-        self._offsets: list[int] = []
-        self._lengths: list[int] = []
+        self._offsets = array("Q")
+        self._lengths = array("Q")
         self._last = b""
         self._filter = FilterBuilder(count_max)
         self._version_min, self._version_max = (1 << 64) - 1, 0
@@ -101,20 +102,11 @@ class RunBuilder:
     ) -> tuple[NameRun, StratumAdded]:
         """Write ranges, directory, index and footer, durably; returns how a record describes run and stratum."""
         versions = [version for _, _, version in ranges]
-        filter_bytes = self._filter.to_bytes()
-        del self._filter
-        payload = encode_directory(
-            entries=self.entries,
-            firsts=self._firsts,
-            last=self._last,
-            offsets=self._offsets,
-            lengths=self._lengths,
-            ranges=ranges,
-            filter_bytes=filter_bytes,
-        )
+        payload = self._directory(ranges)
         if ranges:
             self._append(Kind.NAMES_RANGES, encode_ranges(ranges))
         location = self._append(Kind.NAMES_DIRECTORY, payload)
+        del payload  # A byte a name, which the index that follows has no use for.
         self._writer.finish()
         added = self._writer.describe(FINISHED)
         run = NameRun(
@@ -130,6 +122,21 @@ class RunBuilder:
             location.length,
         )
         return run, added
+
+    def _directory(self, ranges: list[tuple[bytes, bytes, int]]) -> bytes:
+        """The payload of the directory; what it is made of is let go of."""
+        filter_bytes = self._filter.to_bytes()
+        del self._filter
+        firsts, self._firsts = self._firsts, []
+        return encode_directory(
+            entries=self.entries,
+            firsts=firsts,
+            last=self._last,
+            offsets=self._offsets.tolist(),
+            lengths=self._lengths.tolist(),
+            ranges=ranges,
+            filter_bytes=filter_bytes,
+        )
 
 
 def memtable_columns(table: Memtable) -> Columns:
@@ -157,6 +164,7 @@ def write_run(
 ) -> tuple[NameRun, StratumAdded]:
     """A whole run of at most `count_max` entries in a stratum of its own, durable, not yet in the log."""
     writer = core.own_strata.create(StratumKind.META)
+    writer.forgo_search()
     try:
         builder = RunBuilder(writer, core, count_max)
         for columns in parts:

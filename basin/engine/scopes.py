@@ -190,7 +190,8 @@ class TransactionScope(BatchScope):
         super().__init__(core)
         core.commit_pending()
         self._begun = core.current
-        self._version = last_version(self._begun.state.position)
+        self.read_position = self._begun.state.position
+        self._version = last_version(self.read_position)
         self._now_ms = super().now_ms()
         self._names_read: set[bytes] = set()
         self._ranges_read: list[list[bytes]] = []
@@ -273,7 +274,7 @@ class ViewScope(Scope):
 
     def __init__(self, core: Core, tables: Tables, position: int, now_ms: int) -> None:
         self.core = core
-        self.position = position
+        self.position = self.read_position = position
         self._tables = tables
         self._version = last_version(position)
         self._now_ms = now_ms

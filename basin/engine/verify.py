@@ -1,7 +1,7 @@
 """`check`: walks every invariant of a stored basin and yields what is wrong; never stops at the first finding.
 
 Without data it reads headers, footers, indexes and runs of names; with data also every grain, and compares every index
-entry with the grain it points to. It changes nothing.
+entry with the grain it points to. It changes nothing. `basin.engine.rounds` reads the data a share at a time.
 
 A finding of severity "damage" means that stored bytes are not what was written; "warning" that something is left over
 or odd, and harmless; "info" that something could not be looked at, such as a stratum in cold storage.
@@ -100,13 +100,17 @@ class Finding:
 
 
 @dataclass(slots=True)
-class _Walk:
+class Walk:
     """What the checks of one run share."""
 
     core: Core
     read_data: bool
     progress: Callable[[int, int], None] | None
     damaged_keys: set[bytes] = field(default_factory=set)
+    unreadable: set[StratumId] = field(default_factory=set)
+    """Strata that cannot be read: a finding has said why."""
+    archived: set[StratumId] = field(default_factory=set)
+    """Of those, the ones that are in cold storage, and whole as far as their length says."""
     done: int = 0
     total: int = 0
 
@@ -121,15 +125,21 @@ def check(
     core: Core, *, read_data: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong. Cost without data: every index, every run of names; with data: every byte."""
-    core.open_everything()
-    walk = _Walk(core, read_data, progress)
+    walk = Walk(core, read_data, progress)
     walk.total = sum(known.added.length for known in core.state.strata.values())
+    yield from check_all(walk, walk.advance)
+
+
+def check_all(walk: Walk, advance: Callable[[int], None]) -> Iterator[Finding]:
+    """`check` of one run; `advance` is told the bytes of each stratum."""
+    core = walk.core
+    core.open_everything()
     yield from _check_keys(core)
     yield from _check_checkpoints(core)
     yield from _check_log(core)
     for known in list(core.state.strata.values()):
         yield from _check_stratum(walk, known)
-        walk.advance(known.added.length)
+        advance(known.added.length)
     yield from _check_index_runs(walk)
     yield from _check_names(walk)
     yield from _check_leftovers(core)
@@ -148,7 +158,8 @@ def _shown(full: bytes) -> str:
     return repr(full[KEYSPACE_PREFIX_SIZE:]) if user_name(full) else "a root or a name of Basin's own"
 
 
-def _finding(kind: str, name: str, error: BaseException | str, **more: object) -> Finding:
+def finding(kind: str, name: str, error: BaseException | str, **more: object) -> Finding:
+    """Damage of the file `name`; `more` are other fields of the finding."""
     offset = error.fields.get("offset", -1) if isinstance(error, BasinError) else -1
     fields: dict[str, object] = {"offset": offset, **more}
     return Finding(kind, "damage", name, str(error), **fields)  # type: ignore[arg-type]  # the fields of Finding
@@ -166,7 +177,7 @@ def _check_checkpoints(core: Core) -> Iterator[Finding]:
         try:
             core.read_checkpoint(name)
         except (CorruptionError, StorageError, UnsupportedVersion, ValueError) as error:
-            yield _finding("checkpoint", f"checkpoint/{name}", error, readable="everything: the log has it all")
+            yield finding("checkpoint", f"checkpoint/{name}", error, readable="everything: the log has it all")
 
 
 def _check_log(core: Core) -> Iterator[Finding]:
@@ -174,33 +185,27 @@ def _check_log(core: Core) -> Iterator[Finding]:
     try:
         survey = survey_log(core, core.state.position)
     except (CorruptionError, StorageError) as error:
-        yield _finding("log", str(error.fields.get("object", "log")), error, readable="all that checkpoints hold")
+        yield finding("log", str(error.fields.get("object", "log")), error, readable="all that checkpoints hold")
         return
     for gap in survey.gaps:
         which = "" if not gap.missing else f"; positions {gap.first} to {gap.last} are lost"
         readable = "the records before it, and all that checkpoints hold"
-        yield _finding("log", gap.name, f"{gap.reason}{which}", offset=gap.start, readable=readable)
+        yield finding("log", gap.name, f"{gap.reason}{which}", offset=gap.start, readable=readable)
     for piece in survey.unchained():
         name = piece_name(core, piece)
-        yield _finding("log", name, f"record {piece.position} does not follow the one before", offset=piece.offset)
+        yield finding("log", name, f"record {piece.position} does not follow the one before", offset=piece.offset)
     for position in core.state.voids:
-        yield Finding(
-            "void", "warning", "log", f"record {position} is skipped by everybody: it broke a rule, or was cut off"
-        )
+        detail = f"record {position} is skipped by everybody: it broke a rule, or was cut off"
+        yield Finding("void", "warning", "log", detail)
 
 
 # --- strata ---------------------------------------------------------------------------------------------------------
 
 
-def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
+def _check_stratum(walk: Walk, known: Stratum) -> Iterator[Finding]:
     added = known.added
-    name = stratum_name(added.kind, added.id)
-    if (
-        added.kind == StratumKind.DATA
-        and added.status == FINISHED
-        and not walk.read_data
-        and is_cold(walk.core.options)
-    ):
+    is_content = added.kind == StratumKind.DATA and added.status == FINISHED
+    if is_content and not walk.read_data and is_cold(walk.core.options):
         yield from _check_from_afar(walk, added)
         return
     try:
@@ -210,7 +215,7 @@ def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
         yield from _check_from_afar(walk, added)
         return
     except (CorruptionError, StorageError, UnsupportedVersion, WrongSecret) as error:
-        yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
+        yield from unreadable(walk, added, error)
         return
     try:
         yield from _check_open_stratum(walk, known, reader)
@@ -220,7 +225,18 @@ def _check_stratum(walk: _Walk, known: Stratum) -> Iterator[Finding]:
         reader.close()
 
 
-def _check_from_afar(walk: _Walk, added: StratumAdded) -> Iterator[Finding]:
+def unreadable(walk: Walk, added: StratumAdded, error: BasinError) -> Iterator[Finding]:
+    """A stratum that cannot be read, unless others have merged it away meanwhile."""
+    if isinstance(error, ObjectMissing):
+        walk.core.refresh()
+        if added.id not in walk.core.state.strata:
+            return
+    walk.unreadable.add(added.id)
+    name = stratum_name(added.kind, added.id)
+    yield finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
+
+
+def _check_from_afar(walk: Walk, added: StratumAdded) -> Iterator[Finding]:
     """A stratum in cold storage, by its length alone. Two requests, neither of which reads it."""
     storage, name = walk.core.storage, stratum_name(added.kind, added.id)
     try:
@@ -229,18 +245,20 @@ def _check_from_afar(walk: _Walk, added: StratumAdded) -> Iterator[Finding]:
         file.close()
         found = storage.readiness(name)
     except (CorruptionError, StorageError) as error:
-        yield _finding("stratum", name, error, names=_names_in(walk, added.id), readable="nothing in this file")
+        yield from unreadable(walk, added, error)
         return
     if size != added.length:
         kind, readable = ("truncated", "the grains before its end") if size < added.length else ("extended", "all")
         detail = f"the file has {size} bytes, and the log says {added.length}"
-        yield _finding(kind, name, detail, offset=min(size, added.length), readable=readable)
+        yield finding(kind, name, detail, offset=min(size, added.length), readable=readable)
     if found.state != "readable":
+        walk.unreadable.add(added.id)
+        walk.archived.add(added.id)
         detail = f"cannot be read now: it lies in {found.storage_class}, and `basin thaw {name}` brings it back"
         yield Finding("cold", "info", name, f"{name} {detail}", readable="what its length and its index say is right")
 
 
-def _file_of(walk: _Walk, added: StratumAdded) -> ReadFile:
+def _file_of(walk: Walk, added: StratumAdded) -> ReadFile:
     """A stratum of a bucket for its check: with data all of it as it is stored now, in one request."""
     storage, name = walk.core.storage, stratum_name(added.kind, added.id)
     if walk.read_data:
@@ -249,30 +267,30 @@ def _file_of(walk: _Walk, added: StratumAdded) -> ReadFile:
     return storage.open_known(extent_of(added)) if stored.size() == added.length else stored
 
 
-def _check_open_stratum(walk: _Walk, known: Stratum, reader: StratumReader) -> Iterator[Finding]:
+def _check_open_stratum(walk: Walk, known: Stratum, reader: StratumReader) -> Iterator[Finding]:
     added = known.added
     size = reader.size()
     if size < added.length:
         detail = f"the file has {size} bytes, and the log says {added.length}"
-        yield _finding("truncated", reader.name, detail, offset=size, readable="the grains before its end")
+        walk.unreadable.add(added.id)
+        yield finding("truncated", reader.name, detail, offset=size, readable="the grains before its end")
     elif size > added.length and added.status not in (ACTIVE, CUT):
-        yield _finding(
-            "extended", reader.name, f"the file has {size} bytes, and the log says {added.length}", readable="all"
-        )
+        detail = f"the file has {size} bytes, and the log says {added.length}"
+        yield finding("extended", reader.name, detail, readable="all")
     index: IndexReader | None = None
     if added.status not in (ACTIVE, CUT):
         try:
             index = IndexReader(reader, reader.directory(), Cache(0))
             rows = list(index_rows(index))
         except (CorruptionError, StorageError) as error:
-            yield _finding("index", reader.name, error, readable="every grain, after `basin repair`")
+            yield finding("index", reader.name, error, readable="every grain, after `basin repair`")
             index, rows = None, []
-        expected = added.grain_count
-        if index is not None and added.kind != StratumKind.INDEX and len(rows) != expected:
-            detail = f"the index has {len(rows)} entries for {expected} grains"
-            yield _finding("index", reader.name, detail, readable="the grains that are in it")
+        if index is not None and added.kind != StratumKind.INDEX and len(rows) != added.grain_count:
+            detail = f"the index has {len(rows)} entries for {added.grain_count} grains"
+            yield finding("index", reader.name, detail, readable="the grains that are in it")
     if walk.read_data and size >= added.length:
-        yield from _check_bytes(walk, known, reader, index)
+        data = memoryview(reader.read_raw(0, added.length))
+        yield from check_bytes(walk, known, reader, index, 0, data, set())
 
 
 def index_rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]]:
@@ -283,26 +301,35 @@ def index_rows(index: IndexReader) -> Iterator[tuple[bytes, int, int, StratumId]
             yield key, offset, length, strata[stratum]
 
 
-def _check_bytes(walk: _Walk, known: Stratum, reader: StratumReader, index: IndexReader | None) -> Iterator[Finding]:
-    """The hash of the file, then every grain, then the index against the grains."""
+def check_bytes(
+    walk: Walk,
+    known: Stratum,
+    reader: StratumReader,
+    index: IndexReader | None,
+    begin: int,
+    data: memoryview,
+    places: set[tuple[bytes, int, int]],
+) -> Iterator[Finding]:
+    """Every grain in `data`, the stratum's bytes from `begin` on, and the index against them; of the whole, its hash.
+
+    `data` ends with a grain, or with the stratum. What was found whole is added to `places`: (key, offset, length).
+    """
     added = known.added
-    data = memoryview(reader.read_raw(0, added.length))
-    intact = blake3(data, max_threads=blake3.AUTO).digest() == added.hash
-    stop = reader.grains_end(added.length, finished=added.status not in (ACTIVE, CUT))
-    places: set[tuple[bytes, int, int]] = set()
-    damaged: list[bytes] = []
+    is_whole = len(data) == added.length
+    intact = not is_whole or blake3(data, max_threads=blake3.AUTO).digest() == added.hash
+    stop = min(begin + len(data), reader.grains_end(added.length, finished=added.status not in (ACTIVE, CUT)))
     found_damage = False
-    for found in scan_grains(data, STRATUM_HEADER_SIZE, stop):
-        problem = _grain_problem(walk, reader, data, found)
+    for scanned in scan_grains(data, max(0, STRATUM_HEADER_SIZE - begin), stop - begin):
+        found = _moved(scanned, begin) if begin else scanned
+        problem = _grain_problem(walk, reader, data, begin, found)
         if isinstance(found, GrainFound) and found.header.kind not in (Kind.INDEX_PAGES, Kind.INDEX_DIRECTORY):
             places.add((found.header.key, found.offset, found.header.stored_size))
         if problem is None:
             continue
         found_damage = True
         keys = _keys_at(walk, index, added.id, found)
-        damaged += keys
         walk.damaged_keys.update(keys)
-        yield _finding(
+        yield finding(
             "grain",
             reader.name,
             problem,
@@ -312,15 +339,20 @@ def _check_bytes(walk: _Walk, known: Stratum, reader: StratumReader, index: Inde
             readable="every other grain of the file",
         )
     if not intact and not found_damage:
-        yield _finding(
-            "hash", reader.name, "the file does not have the hash that the log names", readable="every grain"
-        )
+        yield finding("hash", reader.name, "the file does not have the hash that the log names", readable="every grain")
     if index is not None and added.kind != StratumKind.INDEX:
-        yield from _compare_index(reader, index, places)
+        yield from _compare_index(reader, index, places, range(begin, begin + len(data)))
+
+
+def _moved(found: GrainFound | Damage, begin: int) -> GrainFound | Damage:
+    """What was found in a stretch that begins at `begin`, by its place in the file."""
+    if isinstance(found, GrainFound):
+        return GrainFound(found.offset + begin, found.header)
+    return Damage(found.offset + begin, found.end + begin, found.reason)
 
 
 def _grain_problem(
-    walk: _Walk, reader: StratumReader, data: memoryview, found: GrainFound | Damage
+    walk: Walk, reader: StratumReader, data: memoryview, begin: int, found: GrainFound | Damage
 ) -> BasinError | None:
     """What is wrong with one grain, after decrypting and decompressing it."""
     if isinstance(found, Damage):
@@ -328,7 +360,8 @@ def _grain_problem(
     header = found.header
     if header.kind == Kind.INDEX_PAGES:
         return None
-    grain = bytes(data[found.offset : found.offset + header.stored_size])
+    at = found.offset - begin
+    grain = bytes(data[at : at + header.stored_size])
     try:
         kind, payload = reader.decode_grain(grain, found.offset, header.key)
         if kind == Kind.CLAST:
@@ -342,23 +375,26 @@ def _grain_problem(
     return None
 
 
-def _compare_index(reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
+def _compare_index(
+    reader: StratumReader, index: IndexReader, places: set[tuple[bytes, int, int]], stretch: range
+) -> Iterator[Finding]:
+    """The entries of what lies in a stretch of the file, against the grains that were found in it."""
     try:
-        listed = {(key, offset, length) for key, offset, length, _ in index_rows(index)}
+        listed = {(key, offset, length) for key, offset, length, _ in index_rows(index) if offset in stretch}
     except (CorruptionError, StorageError):
         return
     for key, offset, _ in sorted(places - listed):
         detail = f"the grain {key.hex()} at byte {offset} is missing from the index"
-        yield _finding("index", reader.name, detail, offset=offset, readable="every grain, after `basin repair`")
+        yield finding("index", reader.name, detail, offset=offset, readable="every grain, after `basin repair`")
     for key, offset, _ in sorted(listed - places):
         detail = f"the index points to {key.hex()} at byte {offset}, where no such grain is"
-        yield _finding("index", reader.name, detail, offset=offset, readable="every other grain")
+        yield finding("index", reader.name, detail, offset=offset, readable="every other grain")
     for key, _, _ in places & listed:
         if not index.directory.may_contain(key) or not any(True for _ in index.find(key)):
-            yield _finding("index", reader.name, f"the grain {key.hex()} is not found by the index")
+            yield finding("index", reader.name, f"the grain {key.hex()} is not found by the index")
 
 
-def _keys_at(walk: _Walk, index: IndexReader | None, identity: StratumId, found: GrainFound | Damage) -> list[bytes]:
+def _keys_at(walk: Walk, index: IndexReader | None, identity: StratumId, found: GrainFound | Damage) -> list[bytes]:
     """Content keys of what lies in a damaged stretch, as far as an index knows."""
     content_key = walk.core.keyring.grain_keys.content_key
     if isinstance(found, GrainFound):
@@ -381,7 +417,7 @@ def _keys_at(walk: _Walk, index: IndexReader | None, identity: StratumId, found:
 # --- merged indexes -------------------------------------------------------------------------------------------------
 
 
-def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
+def _check_index_runs(walk: Walk) -> Iterator[Finding]:
     """Each merged index holds as many entries of every stratum as the stratum has grains; with data, all of them."""
     strata = walk.core.state.strata
     for run in walk.core.state.index_runs:
@@ -395,7 +431,7 @@ def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
                 if walk.read_data:
                     listed.setdefault(stratum, set()).add((key, offset, length))
         except (CorruptionError, StorageError) as error:
-            yield _finding("index", name, error, readable="every grain, after `basin repair`")
+            yield finding("index", name, error, readable="every grain, after `basin repair`")
             continue
         for identity in run.strata:
             known = strata.get(identity)
@@ -404,12 +440,12 @@ def _check_index_runs(walk: _Walk) -> Iterator[Finding]:
             missing = known.added.grain_count - counts.get(identity, 0)
             if missing > 0:
                 detail = f"{missing} grains of {identity} are missing from this index"
-                yield _finding("index", name, detail, readable="every grain, after `basin repair`")
+                yield finding("index", name, detail, readable="every grain, after `basin repair`")
             elif walk.read_data:
                 yield from _compare_run(walk, name, known, listed.get(identity, set()))
 
 
-def _compare_run(walk: _Walk, name: str, known: Stratum, listed: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
+def _compare_run(walk: Walk, name: str, known: Stratum, listed: set[tuple[bytes, int, int]]) -> Iterator[Finding]:
     """The entries of one stratum in a merged index, against its grains."""
     try:
         reader = walk.core.readers.get(known.added.kind, known.added.id)
@@ -418,7 +454,7 @@ def _compare_run(walk: _Walk, name: str, known: Stratum, listed: set[tuple[bytes
         return  # Reported with the stratum.
     for key, offset, _ in sorted(places - listed):
         detail = f"the grain {key.hex()} at byte {offset} of {known.added.id} is missing from this index"
-        yield _finding("index", name, detail, readable="every grain, after `basin repair`")
+        yield finding("index", name, detail, readable="every grain, after `basin repair`")
 
 
 def scan_places(reader: StratumReader, known: Stratum) -> Iterator[tuple[bytes, int, int]]:
@@ -434,7 +470,7 @@ def scan_places(reader: StratumReader, known: Stratum) -> Iterator[tuple[bytes, 
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def _check_names(walk: _Walk) -> Iterator[Finding]:
+def _check_names(walk: Walk) -> Iterator[Finding]:
     """Every run of names, and that everything that names refer to is there."""
     core = walk.core
     for run in core.state.name_runs:
@@ -442,7 +478,7 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
         entries = 0
         reader = open_run(run, core.readers)
         if isinstance(reader, BrokenRun):
-            yield _finding("names", name, reader.error, readable="names in other runs and in the log")
+            yield finding("names", name, reader.error, readable="names in other runs and in the log")
             continue
         for number, first in enumerate(reader.directory.firsts):
             try:
@@ -456,7 +492,7 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
             except (CorruptionError, StorageError) as error:
                 following = [*reader.directory.firsts, reader.directory.last][number + 1]
                 detail = f"{error} (names from {_shown(first)} to {_shown(following)})"
-                yield _finding(
+                yield finding(
                     "names",
                     name,
                     detail,
@@ -465,7 +501,7 @@ def _check_names(walk: _Walk) -> Iterator[Finding]:
                 )
                 entries = run.entries
         if entries != run.entries:
-            yield _finding("names", name, f"the run holds {entries} entries, and the log says {run.entries}")
+            yield finding("names", name, f"the run holds {entries} entries, and the log says {run.entries}")
     yield from _checkreferences(walk)
 
 
@@ -482,7 +518,7 @@ def references(core: Core) -> Iterator[tuple[bytes, bytes]]:
                 yield name, name[len(roots) :]
 
 
-def _checkreferences(walk: _Walk) -> Iterator[Finding]:
+def _checkreferences(walk: Walk) -> Iterator[Finding]:
     """Everything referred to is in some index; large contents have all their parts."""
     core = walk.core
     try:
@@ -493,7 +529,7 @@ def _checkreferences(walk: _Walk) -> Iterator[Finding]:
                     if core.locator.broken:
                         continue  # It may be in a stratum that was reported above.
                     detail = f"the content {key.hex()} that {_shown(name)} refers to is in no stratum"
-                    yield _finding("missing", "names", detail, names=user_name(name), content_keys=(key.hex(),))
+                    yield finding("missing", "names", detail, names=user_name(name), content_keys=(key.hex(),))
                     continue
                 try:
                     kind = core.locator.kind_of(place.stratum)
@@ -502,7 +538,7 @@ def _checkreferences(walk: _Walk) -> Iterator[Finding]:
                     continue  # Reported with its stratum.
                 if missing:
                     detail = f"{len(missing)} contents that {key.hex()} links to are in no stratum"
-                    yield _finding("missing", "names", detail, names=user_name(name), content_keys=tuple(missing))
+                    yield finding("missing", "names", detail, names=user_name(name), content_keys=tuple(missing))
     except (CorruptionError, StorageError):
         return  # The runs of names or indexes that cannot be read were reported above.
 
@@ -515,11 +551,10 @@ def _missing_links(core: Core, key: bytes) -> list[str]:
 
 def _batched(items: Iterable[tuple[bytes, bytes]], size: int) -> Iterator[list[tuple[bytes, bytes]]]:
     iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    return iter(lambda: list(itertools.islice(iterator, size)), [])
 
 
-def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
+def _names_of(walk: Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
     """Names that refer to damaged contents, at most 100. Reads the names once for each finding: damage is rare."""
     wanted = set(keys)
     if not wanted:
@@ -534,7 +569,7 @@ def _names_of(walk: _Walk, keys: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(names)
 
 
-def _names_in(walk: _Walk, identity: StratumId) -> tuple[bytes, ...]:
+def _names_in(walk: Walk, identity: StratumId) -> tuple[bytes, ...]:
     """Names whose content lies in a stratum, at most 100; where its own index is lost, all that lie nowhere else."""
     names: list[bytes] = []
     core = walk.core
@@ -555,10 +590,9 @@ def _check_leftovers(core: Core) -> Iterator[Finding]:
         if identity in core.state.strata or identity in core.state.retired or core.own_strata.owns(identity):
             continue
         if header is None:
-            yield Finding(
-                "leftover", "warning", stratum_name(kind, identity), "a file without a whole header, in no record"
-            )
+            detail = "a file without a whole header, in no record"
         elif header.session not in core.state.sessions:
-            yield Finding(
-                "leftover", "warning", stratum_name(kind, identity), "a stratum of an ended session, in no record"
-            )
+            detail = "a stratum of an ended session, in no record"
+        else:
+            continue
+        yield Finding("leftover", "warning", stratum_name(kind, identity), detail)

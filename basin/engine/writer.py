@@ -6,14 +6,15 @@ Invariants:
   never written twice, because the offset is the nonce.
 - What `append` returned can be read once `flush` has run, and is durable once `sync` has; the folder is synced with the
   first `sync`.
-- The index in memory holds every grain of the stratum, so that finishing reads nothing back.
+- The index in memory holds every grain of the stratum, so that finishing reads nothing back: in a dict where grains are
+  looked for while the stratum grows, else (`forgo_search`) as the rows that it will be written as.
 """
 
 from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,10 @@ from basin.format.layout import (
     CODEC_STORED,
     FORMAT_VERSION,
     GRAIN_HEADER_SIZE,
+    INDEX_ENTRY,
     MIB,
+    PAGE_ENTRIES,
+    PAGES_PER_GRAIN,
     PROFILE_ENCRYPTED,
     PROFILE_OPEN,
     STRATUM_FOLDERS,
@@ -54,6 +58,7 @@ _LENGTH_MASK: Final = (1 << _OFFSET_BITS) - 1
 _PREFIX: Final = struct.Struct("<H16s")
 _PLACED_BODY: Final = struct.Struct("<QIBBH32s")
 _NONCE_TAIL: Final = bytes(4)
+_KEY_AT: Final = 12
 
 
 def stratum_name(kind: int, identity: StratumId) -> str:
@@ -92,7 +97,7 @@ class StratumWriter:
         self._storage = storage
         self._file: AppendFile = storage.create(self.name)
         self._hasher = blake3()
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._parts_size = 0
         self._flushed = 0
         self._folder_synced = False
@@ -103,14 +108,23 @@ class StratumWriter:
         self.synced_count = 0
         self.offset = 0
         self.locations: dict[bytes, int] = {}
-        """Grain key to `offset << 32 | length` of its newest grain here."""
+        """Grain key to `offset << 32 | length` of its newest grain here; empty after `forgo_search`."""
         self._kinds: dict[int, tuple[int, int]] = {}
         self._doubles: list[tuple[bytes, int]] = []
+        self._rows: bytearray | None = None
+        self._row_count = 0
         profile = PROFILE_OPEN if self._aead is None else PROFILE_ENCRYPTED
         header = StratumHeader(
             kind, profile, self.generation, keyring.basin_id, identity, session, key_material, keys.commitment
         )
         self._write(encode_header(header))
+
+    def forgo_search(self) -> None:
+        """Nobody looks for a grain here before the stratum is finished. Call it before the first append.
+
+        The index in memory then takes 44 bytes a grain and not 220, which is 23 MiB of a full stratum.
+        """
+        self._rows = bytearray()
 
     def places(self, key: bytes) -> list[int]:
         """Every grain of `key` here, the newest first, as in `locations`. O(1) unless some key has several."""
@@ -122,7 +136,7 @@ class StratumWriter:
     @property
     def grain_count(self) -> int:
         """Grains appended so far, index grains not counted."""
-        return len(self.locations) + len(self._doubles)
+        return self._row_count if self._rows is not None else len(self.locations) + len(self._doubles)
 
     @property
     def is_full(self) -> bool:
@@ -137,6 +151,29 @@ class StratumWriter:
 
     def append(self, kind: int, key: bytes, codec: int, flags: int, data: bytes) -> Location:
         """Seal and append one grain; `data` is its compressed payload. Cost: one AES-GCM, one XXH32."""
+        location = self._append_sealed(kind, key, codec, flags, data)
+        _, offset, length = location
+        if self._rows is not None:
+            self._rows += INDEX_ENTRY.pack(key, offset, length, 0, kind, flags)
+            self._row_count += 1
+        else:
+            if kind != Kind.BLOB or flags:
+                self._kinds[offset] = (kind, flags)
+            before = self.locations.get(key)
+            if before is not None:
+                self._doubles.append((key, before))
+            self.locations[key] = offset << _OFFSET_BITS | length
+        self._half_appended = False
+        return location
+
+    def append_directory(self, payload: bytes) -> Location:
+        """Append the directory of an index, which is no entry of it."""
+        location = self._append_sealed(Kind.INDEX_DIRECTORY, blake3(payload).digest(), CODEC_STORED, 0, payload)
+        self._half_appended = False
+        return location
+
+    def _append_sealed(self, kind: int, key: bytes, codec: int, flags: int, data: bytes) -> Location:
+        """Append one grain that the index does not know of yet: until it does, the append is half done."""
         self._require_whole()
         offset = self.offset
         aead = self._aead
@@ -146,15 +183,7 @@ class StratumWriter:
             data = aead.encrypt(nonce, data, associated_data(self.id, offset, body))
         self._half_appended = True
         self._write_grain(body, data)
-        length = len(body) + len(data) + CHECKSUM.size
-        if kind != Kind.BLOB or flags:
-            self._kinds[offset] = (kind, flags)
-        before = self.locations.get(key)
-        if before is not None:
-            self._doubles.append((key, before))
-        self.locations[key] = offset << _OFFSET_BITS | length
-        self._half_appended = False
-        return Location(self.id, offset, length)
+        return Location(self.id, offset, len(body) + len(data) + CHECKSUM.size)
 
     def append_blobs(self, keys: Sequence[bytes], codecs: Sequence[int], payloads: Sequence[bytes]) -> None:
         """Append many BLOB grains with keys that are new to this stratum.
@@ -170,6 +199,7 @@ class StratumWriter:
         prefix = _PREFIX.pack(FORMAT_VERSION, self.id)
         pack, digest = _PLACED_BODY.pack, xxhash.xxh32_intdigest
         locations, parts, kind = self.locations, self._parts, int(Kind.BLOB)
+        rows, pack_row = self._rows, INDEX_ENTRY.pack
         offset, size_before = self.offset, self.offset
         for key, codec, data in zip(keys, codecs, payloads, strict=True):
             length = overhead + len(data)
@@ -180,25 +210,52 @@ class StratumWriter:
             parts.append(digest(grain).to_bytes(4, "little"))
             parts.append(grain)
             length += 4
-            locations[key] = offset << 32 | length
+            if rows is None:
+                locations[key] = offset << 32 | length
+            else:
+                rows += pack_row(key, offset, length, 0, kind, 0)
             offset += length
         self.offset = offset
         self._parts_size += offset - size_before
+        self._row_count += len(keys)
         self._half_appended = False
         if self._parts_size >= _BUFFER_SIZE:
             self.flush()
 
-    def _write_grain(self, body: bytes, data: bytes) -> None:
+    def append_stored(self, grains: Sequence[bytes]) -> None:
+        """Append intact BLOB grains without flags as they are stored in another stratum of an open basin.
+
+        Only after `forgo_search`. Cost: 0.3 µs a grain.
+        """
+        self._require_whole()
+        rows = self._rows
+        if rows is None or self._aead is not None:
+            raise StorageError(f"{self.name} takes no grains as they are stored", object=self.name, operation="append")
+        self._half_appended = True
+        pack_row, offset, kind = INDEX_ENTRY.pack, self.offset, int(Kind.BLOB)
+        for grain in grains:
+            length = len(grain)
+            rows += pack_row(grain[_KEY_AT:GRAIN_HEADER_SIZE], offset, length, 0, kind, 0)
+            offset += length
+        self._parts += grains
+        self._parts_size += offset - self.offset
+        self.offset = offset
+        self._row_count += len(grains)
+        self._half_appended = False
+        if self._parts_size >= _BUFFER_SIZE:
+            self.flush()
+
+    def _write_grain(self, body: bytes, data: bytes | memoryview) -> None:
         """Checksum, body and data; not joined where the data is large: an index directory can have 100 MiB."""
         if len(data) < _JOINED_SIZE_MAX:
-            grain = body + data
+            grain = b"".join((body, data))
             self._write(CHECKSUM.pack(xxhash.xxh32_intdigest(grain)) + grain)
             return
         checksum = xxhash.xxh32(body)
         checksum.update(data)
         self._write(CHECKSUM.pack(checksum.intdigest()), body, data)
 
-    def _write(self, *pieces: bytes) -> None:
+    def _write(self, *pieces: bytes | memoryview) -> None:
         size = sum(map(len, pieces))
         self._parts += pieces
         self._parts_size += size
@@ -219,14 +276,21 @@ class StratumWriter:
             raise StorageError(f"{self.name} was abandoned after a failed write", object=self.name, operation="append")
         if not self._parts:
             return
-        data = b"".join(self._parts)
         self.failed = True  # Until the write has returned: an interrupt in the middle leaves the file half written.
-        self._file.append(data)
-        self._hasher.update(data)
+        last = self._parts[-1]
+        if len(last) < _BUFFER_SIZE:
+            self._hand_over(b"".join(self._parts))
+        else:  # A buffer ends with whatever filled it, so that what is large is never copied.
+            self._hand_over(b"".join(self._parts[:-1]))
+            self._hand_over(last)
         self.failed = False
+        self._flushed += self._parts_size
         self._parts.clear()
         self._parts_size = 0
-        self._flushed += len(data)
+
+    def _hand_over(self, data: bytes | memoryview) -> None:
+        self._file.append(data)
+        self._hasher.update(data)
 
     @property
     def flushed_offset(self) -> int:
@@ -282,6 +346,8 @@ class StratumWriter:
 
     def entries(self) -> Entries:
         """All grains as sorted index entries of stratum number 0."""
+        if self._rows is not None:
+            return sort_entries(np.frombuffer(self._rows, dtype=ENTRY))
         count = self.grain_count
         keys = b"".join(self.locations) + b"".join([key for key, _ in self._doubles])
         places = np.fromiter(
@@ -301,6 +367,16 @@ class StratumWriter:
                     entries["kind"][row], entries["flags"][row] = special
         return sort_entries(entries)
 
+    def _sorted_parts(self) -> Iterator[Entries]:
+        """`entries`, in parts that are grains of pages: of rows no second copy is made."""
+        if self._rows is None:
+            yield self.entries()
+            return
+        rows = np.frombuffer(self._rows, dtype=ENTRY)
+        order = np.argsort(rows["prefix"], kind="stable")
+        for start in range(0, len(rows), PAGE_ENTRIES * PAGES_PER_GRAIN):
+            yield rows[order[start : start + PAGE_ENTRIES * PAGES_PER_GRAIN]]
+
     def finish(self) -> IndexDirectory:
         """Write index and footer, sync, and close. Returns the index as a reader would decode it."""
         directory = self.complete()
@@ -316,7 +392,7 @@ class StratumWriter:
         """
         count = self.grain_count
         builder = IndexBuilder([self.id], count, self._keys.tag_key, self.id)
-        payload, location = append_index(self, builder, [self.entries()] if count else [])
+        payload, location = append_index(self, builder, self._sorted_parts())
         self._complete_with(location)
         return IndexDirectory(payload, self._keys.tag_key, self.id)
 
@@ -334,7 +410,7 @@ class StratumWriter:
         self._is_complete = True
         self._file.finish()
 
-    def append_unsealed(self, kind: int, data: bytes) -> int:
+    def append_unsealed(self, kind: int, data: bytes | memoryview) -> int:
         """Append one grain in the clear (index pages, whose tags protect them); returns its offset."""
         offset = self.offset
         self._write_grain(encode_body(kind, CODEC_STORED, 0, bytes(32), len(data)), data)
@@ -371,7 +447,4 @@ def append_index(writer: StratumWriter, builder: IndexBuilder, batches: Iterable
     for pages in builder.finish(first_offset):
         writer.append_unsealed(Kind.INDEX_PAGES, pages)
     payload = builder.directory()
-    key = blake3(payload).digest()
-    location = writer.append(Kind.INDEX_DIRECTORY, key, CODEC_STORED, 0, payload)
-    del writer.locations[key]  # The directory is no entry of the index.
-    return payload, location
+    return payload, writer.append_directory(payload)

@@ -17,7 +17,7 @@ Keys are uniform (BLAKE3, or AES of it), so their own bits serve as the hash. Pu
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -62,6 +62,9 @@ _MASK_BITS: Final = 12
 _MASKS: Final = [1 << (i & 63) | 1 << (i >> 6) for i in range(1 << _MASK_BITS)]
 """Two of the 64 bits of a filter word for each 12 key bits: two look-ups set or test four bits."""
 _MASK_ARRAY: Final = np.array(_MASKS, dtype=np.uint64)
+_GRAIN_ENTRIES: Final = PAGE_ENTRIES * PAGES_PER_GRAIN
+_FILTERED_TOGETHER: Final = 1 << 13
+"""Entries that are put into the filter at a time: ten columns of 64 KiB, whatever is fed."""
 
 
 class IndexEntry(NamedTuple):
@@ -130,7 +133,8 @@ class IndexBuilder:
     """Turns sorted entries into the data of INDEX_PAGES grains, and collects the directory.
 
     Feed all `count` entries in order, in arrays of any length; write each piece that comes back as one grain, right
-    after another, from `first_offset` on. Memory: 1.3 bytes an entry, and one piece.
+    after another, from `first_offset` on. Memory: 1.3 bytes an entry, as much again while `directory` joins them, and
+    two pieces.
     """
 
     def __init__(self, strata: list[StratumId], count: int, tag_key: bytes, stratum_id: bytes) -> None:
@@ -140,58 +144,73 @@ class IndexBuilder:
         self._count = count
         self._tag_key = tag_key
         self._stratum_id = stratum_id
-        self._filter = np.zeros(filter_words(count), dtype=np.uint64)
-        self._firsts: list[npt.NDArray[np.uint32]] = []
-        self._tags: list[bytes] = []
-        self._pending: list[Entries] = []
+        self._filter = np.zeros(filter_words(count), dtype="<u8")
+        self._firsts = bytearray()
+        self._tags = bytearray()
+        self._pending = np.empty(min(count, _GRAIN_ENTRIES), dtype=ENTRY)
         self._pending_count = 0
         self._fed = 0
 
-    def feed(self, entries: Entries) -> Iterator[bytes]:
-        """Take the next sorted entries; yield the data of each grain that became full."""
-        slot, mask = _filter_slots(entries, len(self._filter))
-        np.bitwise_or.at(self._filter, slot, mask)
-        self._pending.append(entries)
-        self._pending_count += len(entries)
-        self._fed += len(entries)
-        grain_entries = PAGE_ENTRIES * PAGES_PER_GRAIN
-        if self._pending_count < grain_entries:
-            return
-        joined = join_entries(self._pending)
-        whole = len(joined) // grain_entries * grain_entries
-        for start in range(0, whole, grain_entries):
-            yield self._pages(joined[start : start + grain_entries])
-        self._pending = [joined[whole:]]
-        self._pending_count = len(joined) - whole
+    def feed(self, entries: Entries) -> Iterator[bytes | memoryview]:
+        """Take the next sorted entries; yield the data of each grain that became full.
 
-    def finish(self, first_offset: int) -> Iterator[bytes]:
+        Take all that is yielded before the next call. `entries` are not kept, but by what is yielded.
+        """
+        self._fed += len(entries)
+        if self._fed > self._count:
+            raise CorruptionError(f"an index of {self._count} entries was fed {self._fed}")
+        for start in range(0, len(entries), _FILTERED_TOGETHER):
+            slot, mask = _filter_slots(entries[start : start + _FILTERED_TOGETHER], len(self._filter))
+            np.bitwise_or.at(self._filter, slot, mask)
+        start = 0
+        while start < len(entries):
+            stop = min(len(entries), start + _GRAIN_ENTRIES - self._pending_count)
+            if stop - start == _GRAIN_ENTRIES:
+                yield self._pages(np.ascontiguousarray(entries[start:stop]).view(np.uint8).data)
+            else:
+                yield from self._wait(entries[start:stop])
+            start = stop
+
+    def _wait(self, entries: Entries) -> Iterator[bytes | memoryview]:
+        """Put entries behind those that wait for their grain to be full."""
+        stop = self._pending_count + len(entries)
+        self._pending[self._pending_count : stop] = entries
+        self._pending_count = stop
+        if stop == _GRAIN_ENTRIES:
+            self._pending_count = 0
+            yield self._pages(self._pending.view(np.uint8).data)
+            self._pending = np.empty(_GRAIN_ENTRIES, dtype=ENTRY)  # What was yielded may still be looked at.
+
+    def finish(self, first_offset: int) -> Iterator[bytes | memoryview]:
         """Yield the last pages, if any; then call `directory`."""
         if self._fed != self._count:
             raise CorruptionError(f"an index of {self._count} entries was fed {self._fed}")
         self._first_offset = first_offset
-        if self._pending_count:
-            yield self._pages(join_entries(self._pending))
+        last, self._pending = self._pending[: self._pending_count], np.empty(0, dtype=ENTRY)
+        if len(last):
+            yield self._pages(last.view(np.uint8).data)
 
     def directory(self) -> bytes:
-        """The payload of the INDEX_DIRECTORY grain."""
-        firsts = np.concatenate(self._firsts) if self._firsts else np.zeros(0, dtype="<u4")
-        head = INDEX_DIRECTORY.pack(
-            self._count, self._first_offset, len(self._tags), len(self._strata), len(self._filter)
-        )
-        words = self._filter.astype("<u8", copy=False)
-        return b"".join((head, *self._strata, firsts.astype("<u4").tobytes(), *self._tags, words.data))
+        """The payload of the INDEX_DIRECTORY grain. Call it once: what was collected is let go of."""
+        words = self._filter.data
+        del self._filter
+        pages = len(self._tags) // PAGE_TAG_SIZE
+        head = INDEX_DIRECTORY.pack(self._count, self._first_offset, pages, len(self._strata), len(words))
+        return b"".join((head, *self._strata, self._firsts, self._tags, words))
 
-    def _pages(self, entries: Entries) -> bytes:
-        data = entries.tobytes()
-        self._firsts.append((entries["prefix"][::PAGE_ENTRIES] >> np.uint64(32)).astype(np.uint32))
+    def _pages(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Note the first key and the tag of each page of a grain."""
+        prefixes = np.frombuffer(data, dtype=ENTRY)["prefix"][::PAGE_ENTRIES]
+        self._firsts += (prefixes >> np.uint64(32)).astype("<u4").tobytes()
+        number = len(self._tags) // PAGE_TAG_SIZE
         for start in range(0, len(data), PAGE_SIZE):
-            page = data[start : start + PAGE_SIZE]
-            self._tags.append(page_tag(self._tag_key, self._stratum_id, len(self._tags), page))
+            self._tags += page_tag(self._tag_key, self._stratum_id, number, bytes(data[start : start + PAGE_SIZE]))
+            number += 1
         return data
 
 
 class IndexDirectory:
-    """A decoded directory: leads from a key to the pages that may hold it. Immutable; safe for threads.
+    """A decoded directory: leads from a key to the pages that may hold it. Says always the same; safe for threads.
 
     `tag_key` and `stratum_id` are those of the stratum that holds the index.
     """
@@ -221,10 +240,31 @@ class IndexDirectory:
         view = memoryview(payload)  # Not copied: of ten million entries it has 13 MiB.
         self._firsts = view[firsts_at:tags_at].cast("I") if pages else memoryview(b"").cast("I")
         self._tags = view[tags_at:filter_at]
-        self._words = view[filter_at:].cast("Q")
+        self._words: memoryview | None = view[filter_at:].cast("Q")
+        self._load: Callable[[], IndexDirectory] | None = None
         self._word_count = words
         self._tag_key = tag_key
         self._stratum_id = stratum_id
+
+    def forget_filter(self, load: Callable[[], IndexDirectory]) -> None:
+        """Keep a sixth of it, which leads to pages and verifies them. Whoever asks the filter next waits for `load`.
+
+        `load` reads the directory again. What it raises, `may_contain` does.
+        """
+        self._firsts = memoryview(bytes(self._firsts)).cast("I") if self.page_count else self._firsts
+        self._tags = memoryview(bytes(self._tags))
+        self._load = load
+        self._words = None
+
+    def _filter(self) -> memoryview:
+        """The words of the filter."""
+        words = self._words
+        if words is None and self._load is not None:
+            loaded = self._load()._words
+            words = self._words = loaded
+        if words is None or len(words) != self._word_count:
+            raise CorruptionError("an index directory is not what it was when it was read first")
+        return words
 
     @property
     def firsts(self) -> npt.NDArray[np.uint32]:
@@ -235,7 +275,10 @@ class IndexDirectory:
         """False means absent for certain. About 0.5 µs."""
         bits = int.from_bytes(key[8:16], "little")
         mask = _MASKS[bits >> 32 & 4095] | _MASKS[bits >> 44 & 4095]
-        word: int = self._words[(bits & 0xFFFFFFFF) * self._word_count >> 32]
+        words = self._words
+        if words is None:
+            words = self._filter()
+        word: int = words[(bits & 0xFFFFFFFF) * self._word_count >> 32]
         return word & mask == mask
 
     def may_contain_many(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -246,7 +289,7 @@ class IndexDirectory:
             _MASK_ARRAY[(numbers >> np.uint64(32)) & np.uint64(4095)]
             | _MASK_ARRAY[(numbers >> np.uint64(44)) & np.uint64(4095)]
         )
-        words: npt.NDArray[Any] = np.frombuffer(self._words, dtype="<u8")
+        words: npt.NDArray[Any] = np.frombuffer(self._filter(), dtype="<u8")
         found: npt.NDArray[np.bool_] = (words[slot] & mask) == mask
         return found
 

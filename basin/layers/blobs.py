@@ -9,20 +9,22 @@ Invariants: what `get` returns hashes to what was asked for; a ranged read verif
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-from bisect import bisect_left, bisect_right
+import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 
 from basin.engine.basin import Names
+from basin.engine.clasts import Parts
 from basin.engine.contents import Contents, Relied
 from basin.engine.keyspace import ROOTS_KEYSPACE, end_of, prefix_of
 from basin.engine.sources import IterableSource, Source
 from basin.errors import ContentNotFound, InvalidArgument
-from basin.format.clast import Clast
 from basin.format.layout import ENTRY_DELETE, KEYSPACE_PREFIX_SIZE
 from basin.terms import CONTENT_KEY_SIZE, ContentKey, PartAddress, parse_address
 
@@ -36,6 +38,11 @@ _PREFIX: Final = prefix_of(ROOTS_KEYSPACE)
 _BATCH_SIZE: Final = 8 << 20
 _BATCH_COUNT: Final = 4096
 _BUFFER_SIZE: Final = 256 << 10
+_HOLE_SIZE_MIN: Final = 256 << 10
+"""Smaller holes are read: two calls to find one cost as much as reading some hundred KiB of zeros."""
+_BLOCK_SIZE: Final = 512
+"""Of `st_blocks`, whatever the file system's own is."""
+_KNOWS_HOLES: Final = hasattr(os, "SEEK_HOLE")
 
 
 class Blobs:
@@ -49,34 +56,36 @@ class Blobs:
 
     # --- putting ----------------------------------------------------------------------------------------------------
 
-    def put(self, data: Data, links: Iterable[Address] = (), *, root: bool = True) -> ContentKey:
+    def put(self, data: Data, links: Iterable[Address] = (), *, root: bool = True, hot: bool = False) -> ContentKey:
         """Store bytes, a file (`Path`), or what an open binary file or an iterator gives; returns its content key.
 
         Anything larger than `part_max` is streamed in bounded memory. `links` are contents to be kept alive by this
-        one; they must be there (`ContentNotFound`). With `root=False` only links and references keep the content.
+        one; they must be there (`ContentNotFound`). With `root=False` only links and references keep the content. With
+        `hot=True` it is stored where metadata is, and can be read at once also where `data/` is archived; meant for
+        what describes other contents. Contents with links are.
         """
         self._scope.require_writable()
         relied: Relied = {}
-        linked = [self._key(address) for address in links]
-        for key in linked:
-            self._contents.rely_on(key, relied)
+        linked = [one.digest if type(one) is ContentKey else self._key(one) for one in links]
+        if linked:
+            self._contents.rely_on_many(linked, relied)
         self._core.ensure_session()
-        key = self._store(data, relied, linked)
+        key = self._store(data, relied, linked, hot=hot)
         self._keep([key], relied, root=root)
         return ContentKey(key)
 
-    def _store(self, data: Data, relied: Relied, links: Sequence[bytes]) -> bytes:
+    def _store(self, data: Data, relied: Relied, links: Sequence[bytes], *, hot: bool) -> bytes:
         if isinstance(data, bytes):
-            return self._contents.put(data, relied, links)
+            return self._contents.put(data, relied, links, hot=hot)
         if isinstance(data, (bytearray, memoryview)):
-            return self._contents.put(bytes(data), relied, links)
+            return self._contents.put(bytes(data), relied, links, hot=hot)
         if isinstance(data, os.PathLike):
             with Path(data).open("rb", buffering=0) as file:
-                return self._contents.put_stream(file, relied, links)
+                return self._contents.put_stream(FileSource(file), relied, links, hot=hot)
         if isinstance(data, Iterator) and not hasattr(data, "read"):  # A file is an iterator too, of its lines.
-            return self._contents.put_stream(IterableSource(data), relied, links)
+            return self._contents.put_stream(IterableSource(data), relied, links, hot=hot)
         if hasattr(data, "read"):
-            return self._contents.put_stream(cast(Source, data), relied, links)
+            return self._contents.put_stream(cast(Source, data), relied, links, hot=hot)
         raise TypeError(f"a blob is bytes, a Path, an open binary file or an iterator, not {type(data).__name__}")
 
     def _keep(self, keys: Sequence[bytes], relied: Relied, *, root: bool) -> None:
@@ -85,7 +94,7 @@ class Blobs:
         else:
             self._scope.rely(relied)
 
-    def put_many(self, items: Iterable[Data], *, root: bool = True) -> list[ContentKey]:
+    def put_many(self, items: Iterable[Data], *, root: bool = True, hot: bool = False) -> list[ContentKey]:
         """`put` for many, in their order; small ones are hashed, compressed and sealed together, on all cores."""
         self._scope.require_writable()
         self._core.ensure_session()
@@ -95,17 +104,17 @@ class Blobs:
         size = 0
         for item in items:
             if not isinstance(item, bytes):
-                keys += self._contents.put_many(waiting, relied)
+                keys += self._contents.put_many(waiting, relied, hot=hot)
                 waiting, size = [], 0
-                keys.append(self._store(item, relied, ()))
+                keys.append(self._store(item, relied, (), hot=hot))
                 continue
             waiting.append(item)
             size += len(item)
             if size >= _BATCH_SIZE or len(waiting) >= _BATCH_COUNT:
-                keys += self._contents.put_many(waiting, relied)
+                keys += self._contents.put_many(waiting, relied, hot=hot)
                 waiting, size = [], 0
         if waiting:
-            keys += self._contents.put_many(waiting, relied)
+            keys += self._contents.put_many(waiting, relied, hot=hot)
         self._keep(keys, relied, root=root)
         return ContentKey.of_many(keys)
 
@@ -127,11 +136,11 @@ class Blobs:
         if not isinstance(address, PartAddress):
             raise InvalidArgument(f"a content key is a ContentKey or text, not {type(address).__name__}")
         whole = address.whole.digest
-        clast = self._contents.clast(whole)
-        parts = [whole] if clast is None else clast.parts
-        if not 0 <= address.number < len(parts):
-            raise ContentNotFound(f"{address.whole} has {len(parts)} parts, no part {address.number}", address=address)
-        return parts[address.number]
+        parts = self._contents.parts(whole)
+        count = len(parts) if isinstance(parts, Parts) else 1
+        if not 0 <= address.number < count:
+            raise ContentNotFound(f"{address.whole} has {count} parts, no part {address.number}", address=address)
+        return parts[address.number].key if isinstance(parts, Parts) else whole
 
     def _refreshed(self, address: Address) -> bytes:
         self._core.maybe_refresh()
@@ -153,6 +162,22 @@ class Blobs:
         self._core.maybe_refresh()
         keys = [one.digest if type(one) is ContentKey else self._key(one) for one in addresses]
         return self._contents.get_many(keys) if keys else []
+
+    def get_linked(self, address: Address) -> tuple[bytes, list[ContentKey]]:
+        """A content, and its links as one put gave them, in that order, with repetitions. Raises `ContentNotFound`.
+
+        Where puts of the same content gave different links, it is any one of them: `links` has them all. One read.
+        """
+        return self.get_linked_many([address])[0]
+
+    def get_linked_many(self, addresses: Iterable[Address]) -> list[tuple[bytes, list[ContentKey]]]:
+        """`get_linked` for many, in the order asked for."""
+        self._core.maybe_refresh()
+        keys = [one.digest if type(one) is ContentKey else self._key(one) for one in addresses]
+        if not keys:
+            return []
+        found = self._contents.get_linked_many(keys)
+        return [(content, ContentKey.of_many(links)) for content, links in found]
 
     def __contains__(self, address: object) -> bool:
         """Whether the content can be read (also after `delete`, until a compaction removes it)."""
@@ -183,13 +208,10 @@ class Blobs:
     def parts(self, address: Address) -> list[tuple[ContentKey, int]]:
         """The parts of a content in order: (content key, length). One part, itself, if it is one grain."""
         key = self._refreshed(address)
-        clast = self._contents.clast(key)
-        if clast is None:
-            return [(ContentKey(key), self.size(ContentKey(key)))]
-        return [
-            (ContentKey(part), stop - start)
-            for part, start, stop in zip(clast.parts, clast.starts, clast.starts[1:], strict=False)
-        ]
+        parts = self._contents.parts(key)
+        if not isinstance(parts, Parts):
+            return [(ContentKey(key), len(parts))]
+        return [(ContentKey(part.key), part.stop - part.start) for part in parts]
 
     def links(self, address: Address) -> list[ContentKey]:
         """What the content keeps alive, by `links=` of its puts; a large one's parts too."""
@@ -203,14 +225,88 @@ class Blobs:
                     yield ContentKey(name[KEYSPACE_PREFIX_SIZE:])
 
 
+class FileSource:
+    """An open file as a source: its large holes are not read."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        """`file` is unbuffered, stands where reading is to begin, and is read by nobody else meanwhile."""
+        self._file = file
+        self._descriptor = file.fileno()
+        found = os.fstat(self._descriptor)
+        self._at = 0
+        self._hole = range(sys.maxsize, sys.maxsize)
+        """The next large hole, as offsets in the file; far away where there is none."""
+        blocks_size = found.st_blocks * _BLOCK_SIZE if stat.S_ISREG(found.st_mode) and _KNOWS_HOLES else found.st_size
+        self.is_sparse = blocks_size < found.st_size // 2
+        if found.st_size - blocks_size >= _HOLE_SIZE_MIN:
+            self._at = file.tell()
+            self._hole = self._next_hole()
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes, none of them of the next large hole; empty at the end."""
+        found = self._file.read(min(size, self._hole.start - self._at))
+        if found is None:
+            raise _waits_not()
+        self._at += len(found)
+        return found
+
+    def read_into(self, buffer: memoryview, /) -> int:
+        """`read` into `buffer`; returns how many bytes came."""
+        count = self._file.readinto(buffer[: self._hole.start - self._at])
+        if count is None:
+            raise _waits_not()
+        self._at += count
+        return count
+
+    def skip_hole(self) -> int:
+        """Move to the end of a large hole; returns its size, or 0 where none begins here."""
+        if self._at < self._hole.start:
+            return 0
+        size = self._hole.stop - self._at
+        self._at = self._hole.stop
+        self._hole = self._next_hole()
+        return size
+
+    def _next_hole(self) -> range:
+        """The first large hole behind `_at`. Leaves the file at `_at`. Costs two calls for each hole, large or not."""
+        at = self._at
+        try:
+            while True:
+                start = os.lseek(self._descriptor, at, os.SEEK_HOLE)
+                at = self._data_behind(start)
+                if at - start >= _HOLE_SIZE_MIN:
+                    return range(start, at)
+                if at == start:  # The end of the file.
+                    break
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # `at` is behind the end: somebody made the file shorter.
+                raise
+        finally:
+            os.lseek(self._descriptor, self._at, os.SEEK_SET)
+        return range(sys.maxsize, sys.maxsize)
+
+    def _data_behind(self, start: int) -> int:
+        """Where the hole at `start` ends."""
+        try:
+            return os.lseek(self._descriptor, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        return os.lseek(self._descriptor, 0, os.SEEK_END)  # Nothing follows but the hole.
+
+
+def _waits_not() -> InvalidArgument:
+    return InvalidArgument("a file that does not wait for its bytes cannot be stored")
+
+
 _AHEAD_SIZE: Final = 8 << 20
 """Bytes fetched together for who reads in order: what a bucket delivers while the next request is on its way."""
 
 
-def _numbers(clast: Clast, first: int, stop: int) -> range:
+def _numbers(parts: Parts, first: int, stop: int) -> range:
     """Part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most."""
-    stop = min(stop, clast.size, clast.starts[first] + _AHEAD_SIZE)
-    return range(first, max(first + 1, bisect_left(clast.starts, stop)))
+    stop = min(stop, parts.size, parts[first].start + _AHEAD_SIZE)
+    return range(first, max(first + 1, parts.number_at(stop - 1) + 1))
 
 
 class _BlobFile(io.RawIOBase):
@@ -219,14 +315,13 @@ class _BlobFile(io.RawIOBase):
     def __init__(self, contents: Contents, key: bytes) -> None:
         super().__init__()
         self._contents = contents
-        self._clast: Clast | None = contents.clast(key)
+        found = contents.parts(key)
+        self._parts: Parts | None = found if isinstance(found, Parts) else None
+        self._fetched: dict[int, bytes] = {} if isinstance(found, Parts) else {0: found}
         self._last = -1
-        self._parts: dict[int, bytes] = {}
         self._ahead: tuple[range, Future[list[bytes]]] | None = None
         self._offset = 0
-        if self._clast is None:
-            self._parts = {0: contents.get(key)}
-        self.size = len(self._parts[0]) if self._clast is None else self._clast.size
+        self.size = found.size if isinstance(found, Parts) else len(found)
 
     def readable(self) -> bool:
         return True
@@ -255,18 +350,18 @@ class _BlobFile(io.RawIOBase):
         """Up to `size` bytes at `offset`, all of one part."""
         if offset >= self.size:
             return b""
-        if self._clast is None:
-            return self._parts[0][offset : offset + size]
-        starts = self._clast.starts
-        number = bisect_right(starts, offset) - 1
-        if number not in self._parts:
+        parts = self._parts
+        if parts is None:
+            return self._fetched[0][offset : offset + size]
+        number = parts.number_at(offset)
+        if number not in self._fetched:
             in_order = number == self._last + 1
-            self._fetch(self._clast, number, offset + (_AHEAD_SIZE if in_order else size), in_order=in_order)
+            self._fetch(parts, number, offset + (_AHEAD_SIZE if in_order else size), in_order=in_order)
         self._last = number
-        inside = offset - starts[number]
-        return self._parts[number][inside : inside + size]
+        inside = offset - parts[number].start
+        return self._fetched[number][inside : inside + size]
 
-    def _fetch(self, clast: Clast, first: int, stop: int, *, in_order: bool) -> None:
+    def _fetch(self, parts: Parts, first: int, stop: int, *, in_order: bool) -> None:
         """Read part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most, together.
 
         From a bucket, who reads in order finds the next ones on their way.
@@ -277,12 +372,12 @@ class _BlobFile(io.RawIOBase):
         else:
             if ahead is not None:
                 ahead[1].cancel()
-            numbers = _numbers(clast, first, stop)
-            contents = self._contents.get_many([clast.parts[at] for at in numbers])
-        self._parts = dict(zip(numbers, contents, strict=True))
-        if in_order and self._contents.are_remote and numbers.stop < len(clast.parts):
-            following = _numbers(clast, numbers.stop, clast.size)
-            self._ahead = following, self._contents.get_ahead([clast.parts[at] for at in following])
+            numbers = _numbers(parts, first, stop)
+            contents = self._contents.get_many([parts[at].key for at in numbers])
+        self._fetched = dict(zip(numbers, contents, strict=True))
+        if in_order and self._contents.are_remote and numbers.stop < len(parts):
+            following = _numbers(parts, numbers.stop, parts.size)
+            self._ahead = following, self._contents.get_ahead([parts[at].key for at in following])
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")

@@ -80,7 +80,10 @@ OPTIONS: Final[dict[str, Any]] = {
 _ATTEMPTS: Final = 6
 _OPENINGS: Final = 8
 
-Step: TypeAlias = Literal["transfer", "contents", "large", "wide", "note", "loose", "reopen", "wait", "absence"]
+Step: TypeAlias = str
+"""One of a writer's `builders`; or "loose", "reopen", "wait", "absence"."""
+Builder: TypeAlias = Callable[[Any, Any, str], dict[str, Any]]
+"""Makes the changes of a step: the writer, its batch and the label of the commit; returns what it changed."""
 
 
 class Script(NamedTuple):
@@ -152,6 +155,12 @@ class Life:
     """What was put, by content key; whether it was committed, the log knows."""
     seen: Counter[str] = field(default_factory=Counter)
     """How often what came about that is no error."""
+    initial: Changes = field(default_factory=lambda: INITIAL)
+    """What the names hold at the beginning."""
+
+    def start(self) -> Mapping[str, bytes]:
+        """The bodies of the bucket at the beginning."""
+        return founded(is_due=self.script.is_due)
 
     def actors(self) -> dict[str, Callable[[BucketClient], None]]:
         """By name, for `run`."""
@@ -199,6 +208,8 @@ def closed_anyhow(database: Database) -> None:
 
 class Writer:
     """One writer: a handle, which it replaces when it has to, and a generator of its own."""
+
+    builders: Mapping[Step, Builder]
 
     def __init__(self, life: Life, client: BucketClient) -> None:
         self._life = life
@@ -260,7 +271,7 @@ class Writer:
             return self._commit_loose(label)
         try:
             batch = self._database.transaction() if step in ("transfer", "note") else self._database.batch()
-            changes = _BUILDERS[step](self, batch, label)
+            changes = self.builders[step](self, batch, label)
             _label(batch, label, changes)
         except CommitUnknown:
             self._life.seen["unknown beginning"] += 1  # Of a record before the batch's, which was not committed yet.
@@ -354,7 +365,7 @@ class Writer:
         return {}
 
 
-_BUILDERS: Final[dict[str, Callable[[Writer, Batch, str], dict[str, Any]]]] = {
+Writer.builders = {
     "transfer": Writer._transfer,
     "contents": Writer._contents,
     "large": Writer._large,
@@ -450,19 +461,24 @@ def content_of_founder(number: int) -> bytes:
 def _found(client: BucketClient, *, is_due: bool) -> None:
     """Create the basin; if wanted with nearly everything due that upkeep does."""
     with opened(client, "x", checkpoint_every=4 if is_due else 100) as database:
+        fill(database, DUE_COUNT if is_due else 2)
+
+
+def fill(database: Database, count: int) -> None:
+    """Write what `INITIAL` says, `count` contents, and a wide value."""
+    with database.batch() as batch:
+        for name in ACCOUNTS:
+            batch[name] = b"%d" % BALANCE
+        for number in range(NOTES):
+            batch[f"note/{number}"] = b"founder"
+    with database.batch() as batch:
+        put_large(batch, "founder", 100)
+    for number in range(count):
         with database.batch() as batch:
-            for name in ACCOUNTS:
-                batch[name] = b"%d" % BALANCE
-            for number in range(NOTES):
-                batch[f"note/{number}"] = b"founder"
-        with database.batch() as batch:
-            put_large(batch, "founder", 100)
-        for number in range(DUE_COUNT if is_due else 2):
-            with database.batch() as batch:
-                key = str(batch.blobs.put(content_of_founder(number)))
-                batch[f"founded/{number}"] = key.encode()
-        with database.batch() as batch:
-            batch["wide"] = random.Random(0).randbytes(WIDE_SIZE)
+            key = str(batch.blobs.put(content_of_founder(number)))
+            batch[f"founded/{number}"] = key.encode()
+    with database.batch() as batch:
+        batch["wide"] = random.Random(0).randbytes(WIDE_SIZE)
 
 
 @cache
@@ -483,7 +499,7 @@ def life(seed: int, faults: Plan | None = None, plan: Life | None = None) -> tup
 
 def live(seed: int, faults: Plan | None, lived: Life) -> Run[None]:
     """Run a life, whatever comes of it."""
-    start = founded(is_due=lived.script.is_due)
+    start = lived.start()
     with tempfile.TemporaryDirectory() as folder:
         lived.spool_folder = Path(folder)
         try:
@@ -501,8 +517,8 @@ def judge(ran: Run[None], lived: Life) -> None:
     try:
         with opened(SimulatedBucket(start=ran.bucket.bodies).client("judge"), "r") as database:
             log = logged(database)
-            check_history(lived.history, log, initial=INITIAL)
-            check_sum(lived.history, log, ACCOUNTS, TOTAL, initial=INITIAL)
+            check_history(lived.history, log, initial=lived.initial)
+            check_sum(lived.history, log, ACCOUNTS, TOTAL, initial=lived.initial)
             _require_sum_of(database, log)
             _require_contents(database, lived, log)
             _require_no_findings(database.check(), ran, lived)

@@ -255,6 +255,25 @@ def test_what_a_dead_parent_links_to_stays_as_long_as_the_parent(reopened: Open)
     assert db.blobs[child] == b"child" * 100
 
 
+def test_a_view_below_the_floor_says_so_where_its_contents_are_gone(reopened: Open) -> None:
+    with reopened(history_s=0.0, history_size=0) as db:
+        db[b"name"] = random.Random(1).randbytes(9000)
+        db.commit()
+        with reopened("r", history_s=0.0) as reader, reader.view() as view:
+            assert b"name" in view
+            db[b"name"] = random.Random(2).randbytes(9000)
+            db.commit()
+            for _ in range(2):
+                db.compact(grace_s=0)
+            for read in (lambda: view[b"name"], lambda: view.get_many([b"name"]), lambda: list(view.scan())):
+                if db.core.is_remote:
+                    with pytest.raises(PositionGone):
+                        read()
+                else:
+                    read()  # The stratum that is still appended to stays.
+            assert reader[b"name"] == random.Random(2).randbytes(9000)
+
+
 def test_old_positions_are_read_or_gone(reopened: Open) -> None:
     db = reopened()
     reader = reopened("r")

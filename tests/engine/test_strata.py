@@ -361,6 +361,34 @@ def test_a_stratum_that_is_gone_is_broken_and_the_others_are_not(bench: Bench) -
     assert [locator.find(bench.key(content)) for content in CONTENTS[20:40]] == places
 
 
+def test_an_index_that_rests_finds_every_grain_and_no_other(bench: Bench) -> None:
+    one, places = finished(bench)
+    other, later = finished(bench, CONTENTS[20:40])
+    locator = bench.locator((one, FINISHED))
+    locator.rest()
+    state = State(strata={writer.id: Stratum(writer.describe(FINISHED), 0, 0) for writer in (one, other)}, position=2)
+    locator.update(state, set())
+    assert all(index.directory._words is None for index in locator.indexes)
+    keys = [bench.key(content) for content in CONTENTS[:60]]
+    assert locator.find_many(keys) == [*places, *later, *[None] * 20]
+    locator.rest()
+    assert [locator.find(key) for key in keys] == [*places, *later, *[None] * 20]
+
+
+def test_an_index_that_was_damaged_while_it_rested_is_refused_not_called_empty(bench: Bench) -> None:
+    writer, _ = finished(bench)
+    locator = bench.locator((writer, FINISHED))
+    locator.rest()
+    (index,) = locator.indexes
+    stored = bytearray(bench.content(writer))
+    stored[-STRATUM_FOOTER_SIZE - 1] ^= 1  # the last byte of the directory
+    bench.change(writer, bytes(stored))
+    index._reader = bench.reader(writer)
+    index.rest()
+    with pytest.raises(CorruptionError):
+        locator.find(bench.key(CONTENTS[0]))
+
+
 def test_a_damaged_page_is_refused_not_called_empty(bench: Bench) -> None:
     writer, places = finished(bench)
     stored = bytearray(bench.content(writer))

@@ -25,6 +25,7 @@ from basin.format import (
     segment,
     slots,
     stratum,
+    tree,
 )
 from basin.format.layout import ENTRY_INLINE, RECORD_MAGIC, Kind, StratumKind
 from basin.terms import StratumId
@@ -72,6 +73,18 @@ def _clast() -> Example:
     value = clast.Clast((1 << 20) + 17, [], [HASH, MASTER], [0, 1 << 20, (1 << 20) + 17])
     encoded = clast.encode_clast(lengths, 0)
     return Example(encoded, lambda data: clast.decode_clast(payload.Payload([HASH, MASTER], data)), value)
+
+
+def _clast_of_lists() -> Example:
+    value = clast.Clast((1 << 34) + 5, [], [HASH, MASTER], [0, 1 << 34, (1 << 34) + 5], (1 << 14, 1))
+    encoded = clast.encode_clast_of_lists([1 << 34, 5], [1 << 14, 1], 0)
+    return Example(encoded, lambda data: clast.decode_clast(payload.Payload([HASH, MASTER], data)), value)
+
+
+def _part_list() -> Example:
+    value = clast.Clast((1 << 20) + 17, [], [HASH, MASTER], [0, 1 << 20, (1 << 20) + 17])
+    encoded = clast.encode_part_list([HASH, MASTER], [1 << 20, 17])
+    return Example(encoded, lambda data: clast.decode_part_list(payload.Payload([HASH, MASTER], data)), value)
 
 
 def _index() -> tuple[bytes, bytes, index.IndexEntry]:
@@ -207,12 +220,38 @@ def _flat_file() -> Example:
     return Example(encoded, decode, ([flat.FlatFile("basin.json", 16, 5, HASH)], b"hello"))
 
 
+def _page() -> tuple[tree.Page, list[tree.Entry]]:
+    page = tree.Page([b"", b"a"], [0, 1, 2], [b"a", b"x"], bytes([1, 0]), [5, 5], [1, 0], [None, HASH])
+    rows = [tree.Entry(b"", b"a", tree.RowKind.DIRECTORY, 5, 1), tree.Entry(b"a", b"x", tree.RowKind.FILE, 5, 0, HASH)]
+    return page, rows
+
+
+def _tree_page() -> Example:
+    page, rows = _page()
+    content, links = tree.encode_page(page)
+    return Example(content, lambda data: list(tree.decode_page(data, links).entries()), rows)
+
+
+def _tree_node() -> Example:
+    key = blake3(tree.encode_page(_page()[0])[0]).digest()
+    node = tree.Node(0, 1, 5, b"", [tree.NodeEntry(b"", b"a", 2, key, None)])
+    content, links = tree.encode_node(node)
+    return Example(content, lambda data: tree.decode_node(data, links), node)
+
+
+def _metadata_list() -> Example:
+    content, links = tree.encode_metadata_list(300, [HASH, None])
+    return Example(content, lambda data: tree.decode_metadata_list(data, links), (300, [HASH, None]))
+
+
 EXAMPLES = {
     "grain": _grain,
     "stratum header": _stratum_header,
     "stratum footer": _stratum_footer,
     "payload": _payload,
     "clast": _clast,
+    "clast of lists": _clast_of_lists,
+    "part list": _part_list,
     "index page": _index_page,
     "index directory": _index_directory,
     "names block": _names_block,
@@ -226,6 +265,9 @@ EXAMPLES = {
     "stub": _stub,
     "generation": _generation,
     "flat file": _flat_file,
+    "tree page": _tree_page,
+    "tree node": _tree_node,
+    "metadata list": _metadata_list,
 }
 
 

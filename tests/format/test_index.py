@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from functools import partial
 from typing import NamedTuple
 
@@ -224,6 +225,57 @@ def test_a_builder_refuses_another_number_of_entries_than_announced() -> None:
     list(builder.feed(entries_of(random_rows(2))))
     refused(CorruptionError, lambda: list(builder.finish(FIRST_OFFSET)))
     refused(CorruptionError, lambda: IndexBuilder(STRATA, INDEX_ENTRIES_MAX + 1, KEY, STRATUM_ID))
+
+
+def test_a_filter_that_was_forgotten_says_the_same_again() -> None:
+    rows = random_rows(500)
+    built, again = Built(entries_of(rows)), Built(entries_of(rows))
+    loads: list[IndexDirectory] = []
+
+    def load() -> IndexDirectory:
+        loads.append(again.directory)
+        return again.directory
+
+    before = built.directory.firsts.tolist()
+    built.directory.forget_filter(load)
+    assert not loads
+    assert built.directory.firsts.tolist() == before
+    for key, *place in rows:
+        assert Place(*place) in built.find(key)
+    assert not loads  # Pages are found, and verified, without it.
+    keys = [*(row.key for row in rows), *(row.key for row in random_rows(500, seed=2))]
+    table = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
+    expected = again.directory.may_contain_many(table).tolist()
+    assert built.directory.may_contain_many(table).tolist() == expected
+    assert [built.directory.may_contain(key) for key in keys] == expected
+    assert len(loads) == 1
+
+
+def test_a_filter_that_became_another_is_refused() -> None:
+    built = Built(entries_of(random_rows(500)))
+    built.directory.forget_filter(lambda: Built(entries_of(random_rows(100))).directory)
+    refused(CorruptionError, lambda: built.directory.may_contain(KEY))
+
+
+def test_an_index_is_built_in_memory_for_its_directory_and_two_pieces() -> None:
+    step, count = 5000, 400_000
+    source = np.random.default_rng(1)
+    entries = np.frombuffer(source.bytes(step * INDEX_ENTRY_SIZE), dtype=ENTRY)
+    entries = sort_entries(entries)
+    tracemalloc.start()
+    try:
+        builder = IndexBuilder(STRATA, count, KEY, STRATUM_ID)
+        for _ in range(count // step):
+            for piece in builder.feed(entries):
+                assert len(piece) == PAGE_SIZE * PAGES_PER_GRAIN
+        for piece in builder.finish(FIRST_OFFSET):
+            assert len(piece) < PAGE_SIZE * PAGES_PER_GRAIN
+        del piece
+        directory = builder.directory()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(directory) + 2.2 * PAGE_SIZE * PAGES_PER_GRAIN
 
 
 def test_a_page_tag_costs_sixteen_bytes() -> None:

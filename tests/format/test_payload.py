@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from basin.errors import CorruptionError, UnsupportedVersion
-from basin.format.clast import CLAST_HEADER_SIZE, Clast, decode_clast, encode_clast
+from basin.format.clast import (
+    CLAST_HEADER_SIZE,
+    PART_LIST,
+    PART_LIST_SIZE,
+    PARTS_LISTED_MAX,
+    Clast,
+    decode_clast,
+    decode_part_list,
+    encode_clast,
+    encode_clast_of_lists,
+    encode_part_list,
+)
 from basin.format.layout import CODEC_STORED, CODEC_ZSTD, CONTENT_SIZE_MAX, FLAG_LINKS
 from basin.format.payload import (
     COMPRESS_SIZE_MIN,
@@ -119,6 +130,7 @@ def test_a_clast_comes_back(parts: list[tuple[bytes, int]], links: list[bytes]) 
 @given(st.lists(KEYS, max_size=3), st.binary(max_size=60))
 def test_arbitrary_clasts_are_answered(links: list[bytes], content: bytes) -> None:
     answered(lambda: decode_clast(Payload(links, content)))
+    answered(lambda: decode_part_list(Payload(links, content)))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +143,120 @@ def test_arbitrary_clasts_are_answered(links: list[bytes], content: bytes) -> No
         ([], encode_clast([5], 0)),
         ([KEY, OTHER_KEY], encode_clast([5, 0], 0)),
         ([KEY], struct.pack("<QIII", 6, 0, 1, 5)),
-        ([KEY], struct.pack("<QII", 0, 0, (1 << 32) - 1)),
+        ([KEY], struct.pack("<QII", 0, 0, (1 << 24) - 1)),
+        ([KEY], encode_clast_of_lists([5], [3], 0)[:-1]),
+        ([KEY], encode_clast_of_lists([5], [3], 0) + b"\0\0\0\0"),
+        ([KEY], encode_clast_of_lists([5], [3], 1)),
+        ([], encode_clast_of_lists([5], [3], 0)),
+        ([KEY], encode_clast_of_lists([5], [0], 0)),
+        ([KEY], encode_clast_of_lists([5], [6], 0)),
+        ([KEY], encode_clast_of_lists([1 << 40], [PARTS_LISTED_MAX + 1], 0)),
+        ([KEY, OTHER_KEY], encode_clast_of_lists([5, 0], [1, 1], 0)),
+        ([KEY], struct.pack("<QIIQI", 6, 0, 1 << 24 | 1, 5, 1)),
+        ([KEY], struct.pack("<QII", 0, 0, 1 << 24 | (1 << 24) - 1)),
     ],
-    ids=["header", "cut", "extended", "links", "parts", "empty part", "size", "count"],
+    ids=[
+        "header",
+        "cut",
+        "extended",
+        "links",
+        "parts",
+        "empty part",
+        "size",
+        "count",
+        "lists: cut",
+        "lists: extended",
+        "lists: links",
+        "lists: none",
+        "lists: no parts",
+        "lists: more parts than bytes",
+        "lists: too many parts",
+        "lists: an empty one",
+        "lists: size",
+        "lists: count",
+    ],
 )
 def test_a_clast_that_contradicts_itself_is_refused(links: list[bytes], content: bytes) -> None:
     refused(CorruptionError, lambda: decode_clast(Payload(links, content)))
+
+
+@pytest.mark.parametrize("form", [2, 255])
+def test_a_clast_of_another_form_must_be_understood(form: int) -> None:
+    content = struct.pack("<QIII", 5, 0, form << 24 | 1, 5)
+    refused(UnsupportedVersion, lambda: decode_clast(Payload([KEY], content)))
+
+
+@given(
+    st.lists(st.tuples(KEYS, st.integers(1, PARTS_LISTED_MAX), st.integers(0, 1 << 50)), max_size=6),
+    st.lists(KEYS, max_size=3),
+)
+def test_a_clast_of_lists_comes_back(lists: list[tuple[bytes, int, int]], links: list[bytes]) -> None:
+    keys = [key for key, _, _ in lists]
+    counts = [count for _, count, _ in lists]
+    sizes = [count + more for _, count, more in lists]
+    clast = decode_clast(Payload([*links, *keys], encode_clast_of_lists(sizes, counts, len(links))))
+    starts = [sum(sizes[:count]) for count in range(len(sizes) + 1)]
+    assert clast == Clast(sum(sizes), links, keys, starts, tuple(counts))
+
+
+@given(st.lists(st.tuples(KEYS, st.integers(1, (1 << 32) - 1)), min_size=1, max_size=6))
+def test_a_list_of_parts_comes_back(parts: list[tuple[bytes, int]]) -> None:
+    lengths = [length for _, length in parts]
+    keys = [key for key, _ in parts]
+    listed = decode_part_list(Payload(keys, encode_part_list(keys, lengths)))
+    assert listed == decode_clast(Payload(keys, encode_clast(lengths, 0)))
+
+
+LIST = encode_part_list([KEY, OTHER_KEY], [5, 7])
+
+
+def listed(**changed: object) -> bytes:
+    """`LIST` with other fields in its header."""
+    names = ("magic", "version", "flags", "size", "count", "tag")
+    fields = {**dict(zip(names, PART_LIST.unpack_from(LIST), strict=True)), **changed}
+    return PART_LIST.pack(*fields.values()) + LIST[PART_LIST_SIZE:]
+
+
+@pytest.mark.parametrize(
+    ("links", "content"),
+    [
+        ([KEY, OTHER_KEY], LIST[: PART_LIST_SIZE - 1]),
+        ([KEY, OTHER_KEY], LIST[:-1]),
+        ([KEY, OTHER_KEY], LIST + b"\0\0\0\0"),
+        ([KEY, OTHER_KEY], listed(magic=b"BPTl")),
+        ([KEY, OTHER_KEY], listed(size=13)),
+        ([KEY, OTHER_KEY], listed(count=1)),
+        ([KEY, OTHER_KEY], listed(count=(1 << 32) - 1)),
+        ([KEY, OTHER_KEY], encode_part_list([KEY, OTHER_KEY], [12, 0])),
+        ([OTHER_KEY, KEY], LIST),
+        ([KEY], LIST),
+        ([], LIST),
+        ([], encode_part_list([], [])),
+        (
+            [KEY] * (PARTS_LISTED_MAX + 1),
+            encode_part_list([KEY] * (PARTS_LISTED_MAX + 1), [1] * (PARTS_LISTED_MAX + 1)),
+        ),
+    ],
+    ids=[
+        "header",
+        "cut",
+        "extended",
+        "magic",
+        "size",
+        "fewer",
+        "count",
+        "empty part",
+        "other order",
+        "a link less",
+        "no links",
+        "empty",
+        "too many",
+    ],
+)
+def test_a_list_of_parts_that_contradicts_itself_is_refused(links: list[bytes], content: bytes) -> None:
+    refused(CorruptionError, lambda: decode_part_list(Payload(links, content)))
+
+
+@pytest.mark.parametrize("content", [listed(version=2), listed(flags=1)], ids=["version", "flags"])
+def test_a_newer_list_of_parts_must_be_understood(content: bytes) -> None:
+    refused(UnsupportedVersion, lambda: decode_part_list(Payload([KEY, OTHER_KEY], content)))

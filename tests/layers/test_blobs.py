@@ -22,7 +22,7 @@ from tests.source_tree import ROOT
 
 MIB = 1 << 20
 SECRET = basin.Secret.generate()
-OPTIONS: dict[str, Any] = {"part_max": 4096, "part_size": 1024, "inline_max": 64}
+OPTIONS: dict[str, Any] = {"part_max": 4096, "part_size": 1024, "chunker": "fixed", "inline_max": 64}
 
 
 def numbered(size: int) -> bytes:
