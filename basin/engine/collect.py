@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from basin.engine.mark import Marks, mark
 from basin.engine.plan import (
@@ -28,7 +28,7 @@ from basin.engine.plan import (
     plan_parents,
     plan_partly_dead,
 )
-from basin.engine.rewrite import Rewriter, grains_end, walk_grains
+from basin.engine.rewrite import Places, Rewriter, grains_end, walk_grains
 from basin.engine.state import State
 from basin.errors import CorruptionError
 from basin.format.grain import decode_header
@@ -41,10 +41,30 @@ if TYPE_CHECKING:
 
 CONDEMNED_TOGETHER: Final = 16
 """Dead strata of one condemn: reviving one revives all of them."""
+_PLACES_TOGETHER: Final = 256
+"""Strata whose grains are looked up in one pass over the indexes: as many temporary files are appended to in turn."""
 _GROUP_SIZE: Final = 64 << 20
 """Bytes that are written anew for one record."""
 _HELD_SHARE: Final = 0.05
 """Dead parents may keep this share of what is needed; above, all strata that hold any are written anew."""
+
+
+class _Places:
+    """Where the kept grains of some strata lie: found by going through the indexes once for all of them."""
+
+    def __init__(self, marks: Marks, strata: Sequence[StratumId]) -> None:
+        self._numbers = {identity: number for number, identity in enumerate(strata)}
+        self._spool = marks.kept_places(strata)
+
+    def of(self, identity: StratumId) -> Places:
+        """Those of one stratum, in any order."""
+        return self._spool.read(self._numbers[identity])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
 
 
 class Pruner:
@@ -149,8 +169,11 @@ class Pruner:
             dead = [identity for identity in plan_dead(state, held) if identity not in self._copied]
         partly_dead = sorted(plan_partly_dead(state, self._policy, held), reverse=True)
         # The newest first: where one was spared a copy because another has it, that one is the newer.
-        for group in _groups(partly_dead, held):
-            self._write_anew(marks, group)
+        for start in range(0, len(partly_dead), _PLACES_TOGETHER):
+            some = partly_dead[start : start + _PLACES_TOGETHER]
+            with _Places(marks, some) as places:
+                for group in _groups(some, held):
+                    self._write_anew(marks, group, places)
         for start in range(0, len(dead), CONDEMNED_TOGETHER):
             self._condemn_dead(marks, dead[start : start + CONDEMNED_TOGETHER])
 
@@ -164,7 +187,8 @@ class Pruner:
     def _condemn_parents(self, marks: Marks, parents: Sequence[StratumId], dead: Sequence[StratumId]) -> bool:
         """All strata of dead parents in one record, and the dead strata that those may link into."""
         rewriter = Rewriter(self._core, StratumKind.META, self._pause)
-        outputs = self._copy_kept(marks, parents, rewriter)
+        with _Places(marks, parents) as places:
+            outputs = self._copy_kept(marks, parents, rewriter, places)
         if not self._append_condemn(marks, parents, dead, outputs):
             rewriter.discard()
             return False
@@ -173,7 +197,7 @@ class Pruner:
     def _condemn_dead(self, marks: Marks, dead: Sequence[StratumId]) -> None:
         self._append_condemn(marks, [], dead, [])
 
-    def _write_anew(self, marks: Marks, group: Sequence[StratumId]) -> None:
+    def _write_anew(self, marks: Marks, group: Sequence[StratumId], places: _Places) -> None:
         """Copy what is needed of some strata, and condemn them."""
         if any(not self._is_free(self._core.state, marks, identity) for identity in group):
             group = [identity for identity in group if self._is_free(self._core.state, marks, identity)]
@@ -181,28 +205,22 @@ class Pruner:
             return
         rewriter = Rewriter(self._core, StratumKind.DATA, self._pause)
         try:
-            outputs = self._copy_kept(marks, group, rewriter)
+            outputs = self._copy_kept(marks, group, rewriter, places)
         except CorruptionError as error:
             self._problem("rewrite", error)  # `check` names it, `repair` mends it; until then it stays as it is.
             return
         if not self._append_condemn(marks, group, [], outputs, rewriter.runs):
             rewriter.discard()
 
-    def _copy_kept(self, marks: Marks, strata: Sequence[StratumId], rewriter: Rewriter) -> list[StratumAdded]:
+    def _copy_kept(
+        self, marks: Marks, strata: Sequence[StratumId], rewriter: Rewriter, places: _Places
+    ) -> list[StratumAdded]:
         """Copy what is needed of some strata, durably. What was copied is deleted if that fails, and only then: as soon
         as a record may name it, only the log says whether it does.
         """
         try:
-            places = marks.kept_places(strata)
-            try:
-                for number, identity in enumerate(strata):
-                    rows = places.read(number)
-                    rows.sort(order="offset")
-                    listed = list(zip(rows["offset"].tolist(), rows["length"].tolist(), strict=True))
-                    if listed:
-                        rewriter.copy(marks.state.strata[identity].added, listed)
-            finally:
-                places.close()
+            for identity in strata:
+                rewriter.copy(marks.state.strata[identity].added, places.of(identity))
             return rewriter.finish()
         except BaseException:
             rewriter.discard()

@@ -12,7 +12,7 @@ Invariants:
 - What is put as `hot` lies in a META stratum, also where a DATA stratum holds it already: `data/` may be cold.
 - Appending is serialised by one mutex; hashing, compressing and decompressing happen outside of it.
 
-Some lines longer than most files: putting and getting are two halves of one thought.
+Longer than most files: putting and getting are two halves of one thought.
 """
 
 from __future__ import annotations
@@ -425,7 +425,7 @@ class Contents:
 
         def put_list(content: bytes, parts: Sequence[bytes]) -> bytes:
             key = self._put_grain(Kind.BLOB, content, relied, parts, hot=hot, counted=0)
-            relied[key] = relied[key + links_digest(parts)][:0] or relied[key + links_digest(parts)]
+            relied[key] = relied[key + links_digest(parts)]
             return key
 
         listed = ListedParts(put_list)

@@ -354,14 +354,14 @@ def _open(core: Core, added: StratumAdded) -> ReadFile:
 def _read_stretch(core: Core, file: ReadFile, added: StratumAdded, begin: int, size: int) -> bytes:
     """The bytes as they are stored now from `begin` to the end of the grain in which `size` bytes end.
 
-    To the end of the stratum where less than a header is left, or where it cannot be seen where that grain ends.
+    To the end of the stratum where it cannot be seen where that grain ends.
     """
     stop = added.length if added.status in (ACTIVE, CUT) else added.length - STRATUM_FOOTER_SIZE
     first = max(0, STRATUM_HEADER_SIZE - begin)
     size = max(size, first + 1)
-    ahead = begin + size + GRAIN_HEADER_SIZE
-    if ahead >= stop:
+    if begin + size >= stop:
         return _stored(core, file, begin, added.length)
+    ahead = min(begin + size + GRAIN_HEADER_SIZE, stop)
     data = _stored(core, file, begin, ahead)
     last = _last_grain(data, first, size)
     if begin + last.stop > ahead and begin + last.stop <= stop:

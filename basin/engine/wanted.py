@@ -3,7 +3,7 @@
 A key stands for itself by its first 8 bytes. Keys are uniform, so two that share those are next to impossible by
 accident; who makes such contents on purpose only keeps garbage alive, because what is wanted is kept.
 
-Invariant: memory stays below about 64 MiB, whatever is gathered; above that, keys lie in temporary files by their
+Invariant: memory stays below about 16 MiB, whatever is gathered; above that, keys lie in temporary files by their
 first byte.
 """
 
@@ -20,8 +20,8 @@ from basin.storage.row_spool import RowSpool
 Prefixes: TypeAlias = npt.NDArray[np.uint64]
 """The first 8 bytes of grain keys, as numbers."""
 
-IN_MEMORY_MAX: Final = 1 << 20
-"""Keys that wait in memory: 8 MiB, and as much again while they are sorted."""
+IN_MEMORY_MAX: Final = 1 << 18
+"""Keys that wait in memory: 2 MiB, and five times as much while they are sorted and spilled."""
 CHUNK: Final = 1 << 17
 """Keys that are given back together at most."""
 _PARTS: Final = 256
@@ -49,7 +49,7 @@ class Wanted:
         self._waiting.append(prefixes)
         self._count += len(prefixes)
         if self._count > IN_MEMORY_MAX:
-            joined = np.unique(np.concatenate(self._waiting))
+            joined = _unique(np.concatenate(self._waiting))
             self._waiting, self._count = [joined], len(joined)
             if self._count > IN_MEMORY_MAX // 2:
                 self._spill()
@@ -71,11 +71,11 @@ class Wanted:
             self._spill()
         self._spool, self._waiting, self._count = None, [], 0
         if spool is None:
-            yield from _chunks(np.unique(np.concatenate(waiting))) if waiting else ()
+            yield from _chunks(_unique(np.concatenate(waiting))) if waiting else ()
             return
         try:
             for number in spool.parts():
-                yield from _chunks(np.unique(spool.read(number)))
+                yield from _chunks(_unique(spool.read(number)))
         finally:
             spool.close()
 
@@ -84,6 +84,14 @@ class Wanted:
         if self._spool is not None:
             self._spool.close()
         self._spool, self._waiting, self._count = None, [], 0
+
+
+def _unique(rows: Prefixes) -> Prefixes:
+    """Sorted, each once. NumPy's `unique` gathers numbers in a hash table, which takes 40 bytes for each."""
+    ordered = np.sort(rows)
+    fresh = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=fresh[1:])
+    return ordered[fresh]
 
 
 def _chunks(rows: Prefixes) -> Iterator[Prefixes]:

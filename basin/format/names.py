@@ -365,18 +365,29 @@ def encode_directory(
     filter_bytes: bytes,
 ) -> bytes:
     """The payload of a NAMES_DIRECTORY grain: a MessagePack map."""
-    packed: bytes = msgpack.packb(
-        {
-            "entries": entries,
-            "firsts": firsts,
-            "last": last,
-            "offsets": offsets,
-            "lengths": lengths,
-            "ranges": ranges,
-            "filter": filter_bytes,
-        }
-    )
-    return packed
+    packer = msgpack.Packer(autoreset=False)
+    fields = {
+        "entries": entries,
+        "firsts": firsts,
+        "last": last,
+        "offsets": offsets,
+        "lengths": lengths,
+        "ranges": ranges,
+    }
+    packer.pack_map_header(len(fields) + 1)
+    for field, value in fields.items():
+        packer.pack(field)
+        packer.pack(value)
+    packer.pack("filter")
+    # Joined only here: ten million names have 11 MiB, of which the packer would hold two more copies.
+    return b"".join((packer.bytes(), _binary_header(len(filter_bytes)), filter_bytes))
+
+
+def _binary_header(size: int) -> bytes:
+    """What MessagePack puts before a byte string."""
+    if size < 1 << 8:
+        return b"\xc4" + size.to_bytes(1, "big")
+    return b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
 
 
 def decode_directory(payload: bytes) -> NamesDirectory:

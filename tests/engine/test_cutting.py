@@ -37,6 +37,14 @@ CUTTERS: dict[str, Callable[[], Cutter]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_windows() -> Iterator[None]:
+    """Windows of two of the largest parts: so contents of some KiB are many of them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("basin.engine.sources._WINDOW_MIN", 0)
+        yield
+
+
 @pytest.fixture(params=CUTTERS)
 def cutter(request: pytest.FixtureRequest) -> Cutter:
     return CUTTERS[request.param]()
