@@ -207,6 +207,30 @@ class Contents:
             else:
                 relied[key] = place.stratum
 
+    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Those that no countable stratum holds undamaged, as far as is known. Reads no content; 0.6 us each.
+
+        Where damage is known it also reads the lists of parts.
+        """
+        grain_keys = self._grain_keys(keys)
+        places = self._looking_again(lambda: self._locator.find_many(grain_keys))
+        return [
+            key
+            for key, place in zip(keys, places, strict=True)
+            if place is None or (self.damaged and not self._is_whole(key, place))
+        ]
+
+    def _is_whole(self, key: bytes, place: Location) -> bool:
+        """Whether nothing of a content is known to be damaged."""
+        if key in self.damaged:
+            return self._is_readable(key)
+        if self._locator.kind_of(place.stratum) != StratumKind.META:
+            return True  # No clast: those have links.
+        parts = self.parts(key)
+        return isinstance(parts, bytes) or all(
+            part.key not in self.damaged or self._is_readable(part.key) for part in parts
+        )
+
     def _grain_keys(self, keys: Sequence[bytes]) -> list[bytes]:
         joined = self._map.grain_keys(b"".join(keys))
         return [joined[at : at + 32] for at in range(0, len(joined), 32)]

@@ -366,7 +366,7 @@ def _read_stretch(core: Core, file: ReadFile, added: StratumAdded, begin: int, s
     last = _last_grain(data, first, size)
     if begin + last.stop > ahead and begin + last.stop <= stop:
         data += _stored(core, file, ahead, begin + last.stop)
-    if not _is_whole(data, last):
+    if begin + last.stop == stop or not _is_whole(data, last):
         return data + _stored(core, file, begin + len(data), added.length)
     return data[: last.stop]
 

@@ -179,6 +179,15 @@ class Blobs:
         found = self._contents.get_linked_many(keys)
         return [(content, ContentKey.of_many(links)) for content, links in found]
 
+    def missing(self, addresses: Iterable[Address]) -> list[ContentKey]:
+        """Those of the contents that are not there, or known to be damaged: which a put would store again.
+
+        Looks them up together, and reads none.
+        """
+        self._core.maybe_refresh()
+        keys = [one.digest if type(one) is ContentKey else self._key(one) for one in addresses]
+        return ContentKey.of_many(self._contents.missing(keys)) if keys else []
+
     def __contains__(self, address: object) -> bool:
         """Whether the content can be read (also after `delete`, until a compaction removes it)."""
         try:

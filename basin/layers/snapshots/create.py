@@ -20,7 +20,7 @@ import os
 import pwd
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -313,7 +313,22 @@ class Backup:
     # --- finding ----------------------------------------------------------------------------------------------------
 
     def _segments(self, paths: Sequence[bytes]) -> Iterator[_Segment]:
-        """All that is found, in tree order, in portions."""
+        """All that is found, in tree order, in portions; what is unchanged, and stored no more, is to be read."""
+        for segment in self._portions(self._looked_at(paths)):
+            keys = [ContentKey(row.key) for row in segment.rows if row is not None and row.key is not None]
+            missing = {key.digest for key in Blobs(self._basin).missing(keys)}
+            if not missing:
+                yield segment
+                continue
+            for at, row in enumerate(segment.rows):
+                if row is not None and row.key in missing:
+                    segment.rows[at] = None
+                    self._counts["unchanged_files"] -= 1
+                    self._counts["changed_files"] += 1
+            yield from self._portions(zip(segment.found, segment.rows, strict=True))
+
+    def _looked_at(self, paths: Sequence[bytes]) -> Iterator[tuple[Found, Entry | None]]:
+        """What is found, and its row if it need not be read."""
         options = self._options
         found = scan(
             paths,
@@ -322,23 +337,26 @@ class Backup:
             exclude_caches=options.exclude_caches,
             on_problem=self._scan_problem,
         )
-        segment = _Segment()
         for directory in found:
-            order = order_of(directory[0].parent) if directory else b""
+            order = order_of(directory[0].parent)
             for one in directory:
-                row = self._row_of(one, order)
-                if row is None and one.stat.st_size > LARGE_SIZE:
-                    if segment.found:
-                        yield segment
-                    segment = _Segment()
-                    segment.is_large = True
-                segment.found.append(one)
-                segment.rows.append(row)
-                if row is None:
-                    segment.size += one.stat.st_size
-                if segment.size >= self._segment_size or len(segment.found) >= _SEGMENT_FILES or segment.is_large:
+                yield one, self._row_of(one, order)
+
+    def _portions(self, pairs: Iterable[tuple[Found, Entry | None]]) -> Iterator[_Segment]:
+        segment = _Segment()
+        for found, row in pairs:
+            if row is None and found.stat.st_size > LARGE_SIZE:
+                if segment.found:
                     yield segment
-                    segment = _Segment()
+                segment = _Segment()
+                segment.is_large = True
+            segment.found.append(found)
+            segment.rows.append(row)
+            if row is None:
+                segment.size += found.stat.st_size
+            if segment.size >= self._segment_size or len(segment.found) >= _SEGMENT_FILES or segment.is_large:
+                yield segment
+                segment = _Segment()
         if segment.found:
             yield segment
 

@@ -138,6 +138,24 @@ def test_nothing_of_the_parent_is_believed_if_it_is_to_be_read(db: Database, tre
         db.snapshots.create(tree, parent="f" * 16)
 
 
+def test_what_the_basin_holds_no_more_is_read_again(db: Database, tree: Path, tmp_path: Path) -> None:
+    first = db.snapshots.create(tree)
+    db.close()
+    for path in (tmp_path / "basin" / "data").iterdir():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1  # In the large file, which is most of it.
+        path.write_bytes(content)
+    with opened(tmp_path / "basin") as again:
+        assert [one for one in again.check() if one.severity == "damage"]
+        list(again.repair(dry_run=False))
+        healed = again.snapshots.create(tree)
+        assert healed.statistics.changed_files == 1
+        assert healed.document.tree == first.document.tree
+        for name in ("large", "a/one", "a/deep/two"):
+            with healed.open(tree / name) as file:
+                assert file.read() == (tree / name).read_bytes()
+
+
 def test_another_host_or_path_is_no_parent(db: Database, tree: Path) -> None:
     db.snapshots.create(tree)
     settle()
