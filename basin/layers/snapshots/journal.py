@@ -58,6 +58,8 @@ class Journal:
     def add(self, row: Entry) -> None:
         """A row that is done; its content has been put."""
         self._rows.append(row)
+        if len(self._rows) == PAGE_ROWS_MAX:
+            self._put_rows()
         if self._large_numbers:
             for number in self._large_numbers:
                 names(self._batch).delete(parts_name(self._id, number))
@@ -74,14 +76,17 @@ class Journal:
 
     def commit(self) -> None:
         """Make all that was added durable, with its contents."""
-        rows, self._rows = self._rows, []
-        for at in range(0, len(rows), PAGE_ROWS_MAX):
-            self._put(*encode_entry(rows[at : at + PAGE_ROWS_MAX]), journal_name)
+        if self._rows:
+            self._put_rows()
         pages, self._pages = self._pages, []
         if pages:
             self._put(self._number.to_bytes(8, "big") + self._id.encode(), pages, kept_name)
         self._end(None)
         self._batch = self._basin.batch()
+
+    def _put_rows(self) -> None:
+        self._put(*encode_entry(self._rows), journal_name)
+        self._rows = []
 
     def _put(self, content: bytes, links: Sequence[bytes], name_of: Callable[[str, int], bytes]) -> None:
         key = self.blobs.put(content, [ContentKey(link) for link in links], root=False, hot=True)
