@@ -99,7 +99,7 @@ class ContentCutter:
 
 
 def cuts_by_content(part_size: int, part_max: int) -> bool:
-    """Whether parts of these sizes can be cut by content. With less room above the mean most would end at the largest."""
+    """Whether parts of these sizes can be cut by content. With less room above the mean, most would end there."""
     return _PART_SIZE_MIN <= part_size <= _PART_SIZE_MAX and part_max >= max(2 * part_size, _LARGEST_MIN)
 
 

@@ -147,21 +147,30 @@ class Blobs:
         return address.digest if type(address) is ContentKey else self._key(address)
 
     def __getitem__(self, address: Address) -> bytes:
-        """The whole content in memory; raise `ContentNotFound`."""
-        return self._contents.get(self._refreshed(address))
+        """The whole content in memory; raise `ContentNotFound`, or `PositionGone` on a view that is too old."""
+        try:
+            return self._contents.get(self._refreshed(address))
+        except ContentNotFound:
+            self._scope.require_kept()
+            raise
 
     def get(self, address: Address, default: Any = None) -> Any:
         """The whole content, or `default`."""
         try:
             return self._contents.get(self._refreshed(address))
         except ContentNotFound:
+            self._scope.require_kept()
             return default
 
     def get_many(self, addresses: Iterable[Address]) -> list[bytes]:
         """The contents in the order asked for, read and decrypted on all cores. Raises `ContentNotFound`."""
         self._core.maybe_refresh()
         keys = [one.digest if type(one) is ContentKey else self._key(one) for one in addresses]
-        return self._contents.get_many(keys) if keys else []
+        try:
+            return self._contents.get_many(keys) if keys else []
+        except ContentNotFound:
+            self._scope.require_kept()
+            raise
 
     def get_linked(self, address: Address) -> tuple[bytes, list[ContentKey]]:
         """A content, and its links as one put gave them, in that order, with repetitions. Raises `ContentNotFound`.
