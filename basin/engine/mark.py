@@ -407,14 +407,16 @@ def _key_halves(entries: Entries) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _ranks(state: State, strata: Sequence[StratumId]) -> npt.NDArray[np.int64]:
-    """Which copy of several is kept: of a finished stratum, the newest; of an active one; of a condemned one at last.
+    """Which copy of several is kept: one that stays hot; of a finished stratum, the newest; of an active one; of a
+    condemned one at last.
 
     A copy that a compaction wrote and could not log in time is newer than what it was copied from, so that goes.
     """
 
-    def rank(identity: StratumId) -> tuple[bool, bool, int]:
+    def rank(identity: StratumId) -> tuple[bool, bool, bool, int]:
         known = state.strata[identity]
-        return bool(known.condemned), known.added.status == ACTIVE, -int.from_bytes(identity, "big")
+        is_cold = known.added.kind != StratumKind.META
+        return bool(known.condemned), is_cold, known.added.status == ACTIVE, -int.from_bytes(identity, "big")
 
     ranks = np.zeros(len(strata) + 1, dtype=np.int64)
     for place, number in enumerate(sorted(range(len(strata)), key=lambda number: rank(strata[number]))):

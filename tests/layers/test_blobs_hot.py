@@ -190,7 +190,7 @@ class TestManyLinks:
         keys = [db.blobs.put(content) for content in numbered(50)]
         with db.batch() as batch:
             batch.blobs.put(b"parent", links=keys)
-            assert set(batch.scope.pending.relied) >= {bytes(key) for key in keys}  # type: ignore[attr-defined]
+            assert set(batch.scope.pending.relied) >= {bytes(key) for key in keys}  # type: ignore[attr-defined]  # a scope of a batch
 
     def test_one_that_is_nowhere_is_named(self, db: Database) -> None:
         keys = db.blobs.put_many(numbered(10))
@@ -367,3 +367,17 @@ def test_a_repair_brings_back_all_but_the_damaged_one(kind: str, profile: str) -
         assert kinds(database, keys[7]) == [StratumKind.META]
     with place.open() as database:
         assert database.blobs.get_many(keys) == contents
+
+
+def test_of_a_hot_copy_and_a_newer_cold_one_a_prune_keeps_the_hot_one(reopened: Open) -> None:
+    contents = [os.urandom(900) for _ in range(20)]
+    with reopened() as one, reopened("w") as two:
+        with one.batch() as first, two.batch() as second:
+            keys = first.blobs.put_many(contents, hot=True)
+            second.blobs.put_many(contents)
+    with reopened("w") as db:
+        assert {tuple(sorted(kinds(db, key))) for key in keys} == {(StratumKind.DATA, StratumKind.META)}
+        for _ in range(3):
+            db.compact(grace_s=0, prune=True)
+        assert {tuple(kinds(db, key)) for key in keys} == {(StratumKind.META,)}
+        assert db.blobs.get_many(keys) == contents

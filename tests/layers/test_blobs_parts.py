@@ -394,7 +394,7 @@ class TestLists:
         part = db.blobs.parts(key)[30][0]
         real = core.locator.find
         grain_key = core.keyring.grain_keys.grain_key(bytes(part))
-        core.locator.find = lambda key: None if key == grain_key else real(key)  # type: ignore[method-assign]
+        core.locator.find = lambda key: None if key == grain_key else real(key)  # type: ignore[method-assign]  # of this one
         found = [finding for finding in db.check() if finding.kind == "missing"]
         assert [finding.content_keys for finding in found] == [(str(part),)]
 
