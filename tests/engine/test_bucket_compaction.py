@@ -367,7 +367,10 @@ def files_are_forgotten_when_they_are_killed(patch: pytest.MonkeyPatch) -> None:
     without(patch, state, "_apply_retired", {"record.killed if record.files_kept else ()": "()"})
 
 
-LOST: Final = r"cannot be read|ContentNotFound|ObjectMissing|has lost its root|missing in|found missing"
+LOST: Final = (
+    r"cannot be read|ContentNotFound|ObjectMissing|has lost its root|missing in|found missing|a view of .* met"
+)
+"""The last: a view that is younger than the grace, and whose contents are gone."""
 SABOTAGES: Final = (
     Sabotage(a_condemned_stratum_is_relied_on_and_not_revived, LOST, first=2),
     Sabotage(what_was_relied_on_since_the_mark_is_condemned, LOST, held_up, first=4),
