@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from basin.cli.common import Command, Size, Target, pass_target
+from basin.cli.common import READ_ONCE_CACHE_SIZE, Command, Size, Target, pass_target
 from basin.cli.failures import EXIT_UNREADABLE, Failure, warn
 from basin.cli.output import input_stream, print_json, print_line, wants_json
 from basin.cli.progress import Teller
@@ -87,7 +87,10 @@ def backup(
         raise click.UsageError("--force and --parent exclude each other")
     if stdin and (dry_run or force or parent):
         raise click.UsageError("--stdin goes with --stdin-name, --tag and --host only")
-    with target.open("w", sync_interval_s=_SYNC_INTERVAL_S) as db, Teller("saving", quiet=quiet) as teller:
+    with (
+        target.open("w", sync_interval_s=_SYNC_INTERVAL_S, cache_size=READ_ONCE_CACHE_SIZE) as db,
+        Teller("saving", quiet=quiet) as teller,
+    ):
         if stdin:
             snapshot = db.snapshots.create_from_stream(
                 input_stream(), stdin_name, tags=tags, host=host, progress=teller.tell

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from basin.api import Database
 
 PASSPHRASE_VARIABLE: Final = "BASIN_PASSPHRASE"  # noqa: S105  (the name of a variable)
+READ_ONCE_CACHE_SIZE: Final = 8 << 20
+"""Of what is kept of the contents that a command reads, each of them once."""
 _SIZE: Final = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)")
 SECRET_FILE_VARIABLE: Final = "BASIN_SECRET_FILE"  # noqa: S105  (as above)
 

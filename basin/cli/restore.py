@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from basin.cli.common import Command, Target, pass_target
+from basin.cli.common import READ_ONCE_CACHE_SIZE, Command, Target, pass_target
 from basin.cli.failures import EXIT_DAMAGE, EXIT_UNREADABLE, Failure, warn
 from basin.cli.output import print_json, print_line, wants_json
 from basin.cli.progress import Teller
@@ -65,7 +65,7 @@ def restore(
     from basin.layers.snapshots.patterns import selection
     from basin.layers.snapshots.restore import RestoreOptions
 
-    with target.open("r") as db, Teller("restoring", quiet=quiet) as teller:
+    with target.open("r", cache_size=READ_ONCE_CACHE_SIZE) as db, Teller("restoring", quiet=quiet) as teller:
         snapshot, path = located(db, place)
         options = RestoreOptions(
             wanted=selection(include, exclude),

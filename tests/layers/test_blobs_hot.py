@@ -381,3 +381,14 @@ def test_of_a_hot_copy_and_a_newer_cold_one_a_prune_keeps_the_hot_one(reopened: 
             db.compact(grace_s=0, prune=True)
         assert {tuple(kinds(db, key)) for key in keys} == {(StratumKind.META,)}
         assert db.blobs.get_many(keys) == contents
+
+
+def test_what_is_missing_is_told_without_reading_it(reopened: Open) -> None:
+    with reopened() as db:
+        keys = db.blobs.put_many([os.urandom(700) for _ in range(5)] + [os.urandom(20_000)])
+        absent = [basin.ContentKey(os.urandom(32)) for _ in range(3)]
+        assert db.blobs.missing([keys[0], absent[0], *keys[1:], *absent[1:]]) == absent
+        assert db.blobs.missing([]) == []
+        db.commit()
+    with reopened("r") as db:
+        assert db.blobs.missing([*keys, *absent]) == absent

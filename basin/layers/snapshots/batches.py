@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from basin.layers.snapshots.writing import SMALL_SIZE, Job, Written
 
-_BATCH_SIZE: Final = 8 << 20
+_BATCH_SIZE: Final = 2 << 20
 _BATCH_FILES: Final = 512
 _STEPS_MAX: Final = 4096
 """So many steps may wait for a batch that is not full."""
@@ -40,7 +40,7 @@ class Batches:
     ) -> None:
         """`write` runs on `threads` at once. `on_written` takes its results; `on_wait` is called every now and then."""
         self._write = write
-        self._running_max = 2 * threads
+        self._running_max = threads + 1
         self._on_written = on_written
         self._on_wait = on_wait
         self._pool = ThreadPoolExecutor(threads, "basin-restore")

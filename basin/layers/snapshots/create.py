@@ -57,7 +57,7 @@ from basin.terms import ContentKey, Ref
 JOURNAL_INTERVAL_S: Final = 5.0
 JOURNAL_SIZE: Final = 64 << 20
 """Of what was read: whichever comes first."""
-_SEGMENT_SIZE: Final = 4 << 20
+_SEGMENT_SIZE: Final = 2 << 20
 _SEGMENT_FILES: Final = 512
 _SEGMENTS_AHEAD: Final = 4
 _LARGE_AHEAD: Final = 16 << 20

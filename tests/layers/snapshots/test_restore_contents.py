@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import pytest
 from basin.errors import CorruptionError, OutOfSpace, StorageUnavailable
 from basin.layers.snapshots.attributes import HAS_HOLES
 from basin.layers.snapshots.target import Target
-from tests.layers.snapshots.restore_material import PART_SIZE, WHEN_NS, Rows, below, told
+from basin.terms import ContentKey
+from tests.layers.snapshots.restore_material import PART_SIZE, WHEN_NS, MemoryContents, Rows, below, told
 
 
 @pytest.fixture
@@ -172,6 +175,21 @@ def test_hard_links_of_links_are_made_again(rows: Rows, target: Path) -> None:
     assert not rows.restore(target).problems
     assert same(target, "one", "two")
     assert (target / "two").readlink() == Path("nowhere")
+
+
+def test_a_hard_link_waits_for_a_large_file_and_so_does_its_directory(rows: Rows, target: Path) -> None:
+    class Slow(MemoryContents):
+        def open(self, address: ContentKey, /) -> io.BytesIO:
+            time.sleep(0.1)
+            return super().open(address)
+
+    rows.contents = Slow()
+    rows.directory("a")
+    linked(rows, "a/one", "a/two", content=b"x" * (PART_SIZE + 1))
+    report = rows.restore(target)
+    assert (report.files, report.hard_links) == (1, 1)
+    assert same(target, "a/one", "a/two")
+    assert (target / "a").stat().st_mtime_ns == WHEN_NS
 
 
 def test_a_hard_link_whose_first_is_not_wanted_is_written(rows: Rows, target: Path) -> None:
