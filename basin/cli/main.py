@@ -19,6 +19,7 @@ from basin.cli.export import export, import_
 from basin.cli.init import init
 from basin.cli.kv import kv
 from basin.cli.log import log
+from basin.cli.mount import mount
 from basin.cli.output import print_line
 from basin.cli.restore import restore
 from basin.cli.secret import secret
@@ -54,7 +55,7 @@ def main(context: click.Context, url: str | None) -> None:
 
 
 for _command in (
-    *(init, backup, snapshots, ls, find, cat, diff, restore, forget),
+    *(init, backup, snapshots, ls, find, cat, diff, restore, mount, forget),
     *(kv, blob, log, stats, check, repair, secret, compact, thaw, export, import_),
 ):
     main.add_command(_command)

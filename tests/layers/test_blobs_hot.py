@@ -371,10 +371,9 @@ def test_a_repair_brings_back_all_but_the_damaged_one(kind: str, profile: str) -
 
 def test_of_a_hot_copy_and_a_newer_cold_one_a_prune_keeps_the_hot_one(reopened: Open) -> None:
     contents = [os.urandom(900) for _ in range(20)]
-    with reopened() as one, reopened("w") as two:
-        with one.batch() as first, two.batch() as second:
-            keys = first.blobs.put_many(contents, hot=True)
-            second.blobs.put_many(contents)
+    with reopened() as one, reopened("w") as two, one.batch() as first, two.batch() as second:
+        keys = first.blobs.put_many(contents, hot=True)
+        second.blobs.put_many(contents)
     with reopened("w") as db:
         assert {tuple(sorted(kinds(db, key))) for key in keys} == {(StratumKind.DATA, StratumKind.META)}
         for _ in range(3):
