@@ -115,6 +115,13 @@ def bench_compaction(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.compaction", *session.posargs)
 
 
+@nox.session(name="bench-backup")
+def bench_backup(session: nox.Session) -> None:
+    """Backups by this, restic and borg, whichever are installed. `-- --docs` writes docs/benchmarks-backup.md."""
+    install(session, "bench")
+    session.run("python", "-m", "benchmarks.backup", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Links, code blocks, commands and byte tables of the documentation."""
