@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
-from basin.engine.copying import copy_names, selected_spans
+from basin.engine.copying import Span, copy_names, selected_spans
 from basin.engine.core import Core
 from basin.engine.cutting import CHUNKERS
 from basin.engine.export import ExportProgress, ExportReport, export_all
@@ -40,6 +40,7 @@ from basin.engine.ingest import (
     write_items,
 )
 from basin.engine.keyring import Keyring, create_basin_keys, delete_slot_files, unlock
+from basin.engine.keyspace import SNAPSHOTS_KEYSPACE, Scope, prefix_of
 from basin.engine.options import Options, make_options
 from basin.engine.repair_log import is_salvaged, load_anyhow
 from basin.engine.secret import Secret
@@ -214,6 +215,7 @@ class Database(Basin):
         *,
         prefix: Any = None,
         keyspace: str | None = None,
+        snapshot: str | None = None,
         secret: Secret | str | None = None,
         profile: Literal["open", "encrypted"] | None = None,
         progress: ExportProgress | None = None,
@@ -223,16 +225,23 @@ class Database(Basin):
         Without a selection it is this whole basin as it is now, as it is stored: the same id, opened by the same
         secrets. With `prefix` and `keyspace` (either, or both) it is a new basin of those names and the contents that
         they reach by references and links, encrypted anew under `secret`, or `profile="open"`; nothing in it is of a
-        key of this basin. `progress` is called with bytes done, and in all where that is known. Raises `AlreadyExists`,
-        `NameNotFound` for a selection without names, `InvalidArgument`, and what reading raises. Holds a window in
-        memory; a selection is gathered in a folder beside `path`, which goes afterwards.
+        key of this basin. With `snapshot`, as `snapshots.get` takes it, it is that snapshot alone. `progress` is called
+        with bytes done, and in all where that is known. Raises `AlreadyExists`, `NameNotFound` for a selection without
+        names, `InvalidArgument`, and what reading raises. Holds a window in memory; a selection is gathered in a folder
+        beside `path`, which goes afterwards.
         """
         if not os.fspath(path).endswith(FLAT_SUFFIX):
             raise InvalidArgument(
                 f"the name of a flat file ends with {FLAT_SUFFIX}: by that it is recognised", path=path
             )
+        if snapshot is not None:
+            if prefix is not None or keyspace is not None:
+                raise InvalidArgument("a snapshot is exported alone: without prefix and keyspace")
+            span = _span_of_snapshot(self, snapshot)
+            return _export_selection(self, path, lambda _view, _selection: [span], secret, profile, progress)
         if prefix is not None or keyspace is not None:
-            return _export_selection(self, path, prefix, keyspace, secret, profile, progress)
+            select = partial(selected_spans, keyspace=keyspace, prefix=prefix)
+            return _export_selection(self, path, select, secret, profile, progress)
         if secret is not None or profile is not None:
             raise InvalidArgument("a whole basin keeps its secrets: give none, or select names by prefix or keyspace")
         return export_all(self._core, path, progress)
@@ -478,8 +487,7 @@ def _flat_storage(
 def _export_selection(
     source: Database,
     path: str | os.PathLike[str],
-    prefix: Any,
-    keyspace: str | None,
+    select: Callable[[Scope, Database], list[Span]],
     secret: Secret | str | None,
     profile: Literal["open", "encrypted"] | None,
     progress: ExportProgress | None,
@@ -492,11 +500,19 @@ def _export_selection(
     options |= {"chunker": kept.chunker, "reserve_size": 0}
     with scratch_folder(path) as folder, source.view() as view:
         with open(folder, "x", secret=secret, profile=profile, **options) as selection:
-            spans = selected_spans(view.scope, selection, keyspace=keyspace, prefix=prefix)
-            copied = copy_names(view.scope, selection, spans, progress)
+            copied = copy_names(view.scope, selection, select(view.scope, selection), progress)
         with open(folder, "r", secret=secret) as selection:
             report = export_all(selection.core, path)
     return report._replace(names=copied.names, contents=copied.contents)
+
+
+def _span_of_snapshot(source: Database, snapshot: str) -> Span:
+    """The one name that leads to all of a snapshot."""
+    from basin.layers.snapshots.documents import snapshot_name
+
+    prefix = prefix_of(SNAPSHOTS_KEYSPACE)
+    name = prefix + snapshot_name(source.snapshots.get(snapshot).id)
+    return Span(name, name + b"\0", prefix)
 
 
 def _data_root(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(dir_okay=False), metavar="FILE.basin")
 @click.option("--prefix", metavar="P", help="Only names that start with P, and the contents that they reach.")
 @click.option("--keyspace", metavar="K", help="Names of this keyspace, in place of the basin's own.")
+@click.option("--snapshot", metavar="SNAP", help="Only this snapshot, as `basin snapshots` lists it.")
 @click.option("--hex", "is_hex", is_flag=True, help="P is given as hex digits.")
 @click.option("--open", "is_open", is_flag=True, help="Do not encrypt the selection.")
 @click.option(
@@ -50,19 +51,20 @@ def export(
     file: str,
     prefix: str | None,
     keyspace: str | None,
+    snapshot: str | None,
     is_hex: bool,
     is_open: bool,
     secret_file: str | None,
 ) -> None:
     """Write the basin into a new file, which is read in place.
 
-    All of it, opened by the same secrets; or with --prefix or --keyspace a new basin of those names, under a key file,
-    $BASIN_NEW_PASSPHRASE, or a passphrase asked for twice.
+    All of it, opened by the same secrets; or with --prefix, --keyspace or --snapshot a new basin of those names, or of
+    that snapshot, under a key file, $BASIN_NEW_PASSPHRASE, or a passphrase asked for twice.
     """
-    is_selection = prefix is not None or keyspace is not None
+    is_selection = prefix is not None or keyspace is not None or snapshot is not None
     if not is_selection and (is_open or secret_file):
         raise click.UsageError(
-            "the whole basin keeps its secrets; --open and --secret-file need --prefix or --keyspace"
+            "the whole basin keeps its secrets; --open and --secret-file need --prefix, --keyspace or --snapshot"
         )
     if is_open and secret_file:
         raise click.UsageError("--open and --secret-file exclude each other")
@@ -70,11 +72,9 @@ def export(
         if not is_selection:
             report = db.export(file, progress=progress.show)
         else:
-            _, spelling = names_of(db, keyspace, is_hex=is_hex)
-            selection: dict[str, Any] = {
-                "prefix": None if prefix is None else spelling.parse_name(prefix),
-                "keyspace": keyspace,
-            }
+            selection: dict[str, Any] = {"snapshot": snapshot, "keyspace": keyspace}
+            if prefix is not None:
+                selection["prefix"] = names_of(db, keyspace, is_hex=is_hex)[1].parse_name(prefix)
             with progress.hidden():
                 secret = None if is_open else _new_secret(secret_file)
             profile = "open" if is_open else None

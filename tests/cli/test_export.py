@@ -50,6 +50,29 @@ def test_reading_commands_take_the_file(filled: Run, flat: str) -> None:
     assert filled("-b", flat, "log", "--limit", "1").stdout
 
 
+def test_a_snapshot_is_exported_alone(encrypted: Run, flat: str, tmp_path: Path) -> None:
+    top = tmp_path / "tree"
+    (top / "sub").mkdir(parents=True)
+    (top / "large").write_bytes(os.urandom(5 << 20))
+    (top / "sub" / "small").write_bytes(b"small")
+    encrypted("backup", str(top), "-q")
+    (top / "sub" / "small").write_bytes(b"another content")
+    encrypted("backup", str(top), "-q")
+    first = json.loads(encrypted("snapshots", "--json").stdout.splitlines()[0])["id"]
+    encrypted("export", flat, "--snapshot", first, "--open")
+    with basin.open(flat, "r") as db:
+        (snapshot,) = db.snapshots.list()
+        assert snapshot.id == first
+        assert snapshot.restore(tmp_path / "restored", top).problems == []
+        assert list(db.scan()) == []
+        assert [one for one in db.check() if one.severity != "info"] == []
+    assert (tmp_path / "restored" / "large").read_bytes() == (top / "large").read_bytes()
+    assert (tmp_path / "restored" / "sub" / "small").read_bytes() == b"small"
+    encrypted("export", str(tmp_path / "other.basin"), "--snapshot", "ffffffff", "--open", code=1)
+    encrypted("export", str(tmp_path / "other.basin"), "--snapshot", first, "--keyspace", "k", "--open", code=2)
+    assert not (tmp_path / "other.basin").exists()
+
+
 @pytest.mark.parametrize(
     "command",
     [("kv", "put", "name", "value"), ("kv", "del", "fruit/apple"), ("blob", "put", "-"), ("repair", "--yes")],
