@@ -289,6 +289,12 @@ class _Copier:
             size = place.length
         return size
 
+    def _is_hot(self, key: bytes) -> bool:
+        """Whether the source keeps a content where metadata is."""
+        locator = self._from.locator
+        places = locator.find_all(self._from.keyring.grain_keys.grain_key(key))
+        return any(locator.kind_of(place.stratum) == StratumKind.META for place in places)
+
     def _copy_plain(self, keys: list[bytes]) -> None:
         self._to.ensure_session()
         relied: Relied = {}
@@ -322,7 +328,7 @@ class _Copier:
             self._to.contents.rely_on(link, relied)
         if clast is None:
             content = self._from.contents.get(key)
-            self._to.contents.put(content, relied, links)
+            self._to.contents.put(content, relied, links, hot=self._is_hot(key))
             size = len(content)
         else:
             self._to.contents.put_stream(IterableSource(self._parts_of(clast)), relied, links)

@@ -391,3 +391,14 @@ def test_what_is_missing_is_told_without_reading_it(reopened: Open) -> None:
         db.commit()
     with reopened("r") as db:
         assert db.blobs.missing([*keys, *absent]) == absent
+
+
+def test_what_is_hot_is_hot_in_a_copy(reopened: Open, tmp_path: Path) -> None:
+    with reopened() as db:
+        hot = db.blobs.put_many([os.urandom(700) for _ in range(3)], hot=True)
+        cold = db.blobs.put_many([os.urandom(700) for _ in range(3)])
+        db.commit()
+        with basin.open(tmp_path / "copy", "x", profile="open") as copy:
+            copy.import_from(db)
+            assert {tuple(kinds(copy, key)) for key in hot} == {(StratumKind.META,)}
+            assert {tuple(kinds(copy, key)) for key in cold} == {(StratumKind.DATA,)}
