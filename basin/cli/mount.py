@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import click
-from blake3 import blake3
 
 from basin.cli.common import Command, Target, pass_target
 from basin.cli.failures import Failure, describe, warn
@@ -339,6 +338,8 @@ def _inode(snapshot: Snapshot, own: bytes) -> int:
 
 def _number(text: bytes) -> int:
     """63 bits of a hash: an inode that is the same whenever it is asked for."""
+    from blake3 import blake3  # Late: the list of commands loads no hash.
+
     return int.from_bytes(blake3(text).digest(8), "little") >> 1 | 1
 
 
