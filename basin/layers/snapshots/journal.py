@@ -36,6 +36,8 @@ from basin.terms import ContentKey, Ref
 
 _SIZE: Final = struct.Struct("<I")
 _READ_TOGETHER: Final = 4
+_ENTRIES_MAX: Final = 8
+"""Entries that wait for a commit: each takes about a megabyte."""
 
 
 class Journal:
@@ -46,6 +48,8 @@ class Journal:
         self._id = identity
         self._number = 0
         self._rows: list[Entry] = []
+        self._entries: list[tuple[bytes, list[bytes]]] = []
+        """Waiting to be put: a backup that ends before the next commit needs none of them."""
         self._pages: list[bytes] = []
         self._large_numbers: list[int] = []
         self._batch: Batch = basin.batch()
@@ -59,7 +63,9 @@ class Journal:
         """A row that is done; its content has been put."""
         self._rows.append(row)
         if len(self._rows) == PAGE_ROWS_MAX:
-            self._put_rows()
+            self._end_entry()
+            if len(self._entries) == _ENTRIES_MAX:
+                self._put_entries()
         if self._large_numbers:
             for number in self._large_numbers:
                 names(self._batch).delete(parts_name(self._id, number))
@@ -77,16 +83,22 @@ class Journal:
     def commit(self) -> None:
         """Make all that was added durable, with its contents."""
         if self._rows:
-            self._put_rows()
+            self._end_entry()
+        self._put_entries()
         pages, self._pages = self._pages, []
         if pages:
             self._put(self._number.to_bytes(8, "big") + self._id.encode(), pages, kept_name)
         self._end(None)
         self._batch = self._basin.batch()
 
-    def _put_rows(self) -> None:
-        self._put(*encode_entry(self._rows), journal_name)
+    def _end_entry(self) -> None:
+        self._entries.append(encode_entry(self._rows))
         self._rows = []
+
+    def _put_entries(self) -> None:
+        for entry in self._entries:
+            self._put(*entry, journal_name)
+        self._entries = []
 
     def _put(self, content: bytes, links: Sequence[bytes], name_of: Callable[[str, int], bytes]) -> None:
         key = self.blobs.put(content, [ContentKey(link) for link in links], root=False, hot=True)
