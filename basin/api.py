@@ -21,31 +21,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from basin.engine.basin import Basin, Batch, Transaction, View
-from basin.engine.copying import Span, copy_names, selected_spans
 from basin.engine.core import Core
 from basin.engine.cutting import CHUNKERS
-from basin.engine.export import ExportProgress, ExportReport, export_all
 from basin.engine.flat import open_flat
 from basin.engine.hints import HINT_NAME, hint_of, write_hint
-from basin.engine.ingest import (
-    Item,
-    Report,
-    Ticket,
-    adopt,
-    content_keys,
-    default_executor,
-    make_ticket,
-    run_ingest,
-    worker_secret,
-    write_items,
-)
 from basin.engine.keyring import Keyring, create_basin_keys, delete_slot_files, unlock
 from basin.engine.keyspace import SNAPSHOTS_KEYSPACE, Scope, prefix_of
 from basin.engine.options import Options, make_options
-from basin.engine.repair_log import is_salvaged, load_anyhow
 from basin.engine.secret import Secret
 from basin.engine.state import State
-from basin.engine.thawing import ThawReport, thaw
 from basin.errors import (
     AlreadyExists,
     AuthenticationFailed,
@@ -66,21 +50,23 @@ from basin.format.layout import FORMAT_VERSION, HINT_SIZE_MAX
 from basin.format.record import Record, Slot
 from basin.format.slots import DESCRIPTOR_NAME, Descriptor, decode_descriptor, encode_descriptor
 from basin.layers.blobs import Address, Blobs
-from basin.storage.disk_cache import DiskCache
 from basin.storage.flat import FlatStorage
 from basin.storage.flat_remote import FLAT_SUFFIX, find_flat_file
 from basin.storage.flat_target import require_free, scratch_folder
 from basin.storage.local import LocalStorage
-from basin.storage.memory_objects import memory_objects
 from basin.storage.objects import ByteRange, ObjectStore
 from basin.storage.protocol import Storage
 from basin.storage.remote import RemoteStorage
-from basin.storage.s3_choice import open_s3
 from basin.storage.tiered import TieredStorage
 from basin.terms import ContentKey, Head, Position
 
 if TYPE_CHECKING:
+    from basin.engine.copying import Span
+    from basin.engine.export import ExportProgress, ExportReport
+    from basin.engine.ingest import Item, Report, Ticket
+    from basin.engine.thawing import ThawReport
     from basin.layers.snapshots import Snapshots
+    from basin.storage.disk_cache import DiskCache
 
 Mode = Literal["r", "w", "c", "x", "n"]
 _DESCRIPTOR_SIZE_MAX: Final = 1 << 20
@@ -158,11 +144,15 @@ class Database(Basin):
 
         The worker takes a secret of its own from where this handle's came from: a file, or the environment.
         """
+        from basin.engine.ingest import make_ticket
+
         core, options = self._core, self._options
         return make_ticket(core, self.url, self._secret, options, self._storage_options, self._data_storage_options)
 
     def adopt(self, reports: Iterable[Report]) -> Position:
         """Commit what workers reported, in one record; returns its position."""
+        from basin.engine.ingest import adopt
+
         return adopt(self._core, reports)
 
     def ingest(
@@ -178,6 +168,8 @@ class Database(Basin):
         a process pool with a process a core. `progress` is called with the bytes of every task that is done. Returns
         the content keys in the order of the items.
         """
+        from basin.engine.ingest import content_keys, default_executor, run_ingest
+
         ticket = self.ticket()
         again = partial(_ingest, secret=self._secret)
         own = default_executor(self._secret, self._core.options.worker_count) if executor is None else None
@@ -206,6 +198,8 @@ class Database(Basin):
         is called with (bytes that can be read, bytes in all). Raises `ContentNotFound`, `StorageError`. One request for
         each stratum, one more for each to be restored, and while it waits one a minute for each that is not ready.
         """
+        from basin.engine.thawing import thaw
+
         self._core.maybe_refresh()
         return thaw(self._core, addresses, days=days, tier=tier, wait=wait, progress=progress)
 
@@ -240,10 +234,14 @@ class Database(Basin):
             span = _span_of_snapshot(self, snapshot)
             return _export_selection(self, path, lambda _view, _selection: [span], secret, profile, progress)
         if prefix is not None or keyspace is not None:
+            from basin.engine.copying import selected_spans
+
             select = partial(selected_spans, keyspace=keyspace, prefix=prefix)
             return _export_selection(self, path, select, secret, profile, progress)
         if secret is not None or profile is not None:
             raise InvalidArgument("a whole basin keeps its secrets: give none, or select names by prefix or keyspace")
+        from basin.engine.export import export_all
+
         return export_all(self._core, path, progress)
 
     def batch(self) -> DatabaseBatch:
@@ -435,10 +433,14 @@ def ingest(ticket: Ticket, items: Iterable[Item]) -> Report:
 
     Opens the basin with a secret from the source that the ticket names.
     """
+    from basin.engine.ingest import worker_secret
+
     return _ingest(ticket, items, worker_secret(ticket))
 
 
 def _ingest(ticket: Ticket, items: Iterable[Item], secret: Secret | None) -> Report:
+    from basin.engine.ingest import write_items
+
     options = {**ticket.options, "threads": 1}
     with open(ticket.url, "r", secret=secret, storage_options=ticket.storage_options or None, **options) as database:
         full_name = database._full
@@ -493,6 +495,9 @@ def _export_selection(
     progress: ExportProgress | None,
 ) -> ExportReport:
     """A basin of its own, filled through the engine beside `path`, and exported whole."""
+    from basin.engine.copying import copy_names
+    from basin.engine.export import export_all
+
     require_free(path)
     kept = source.core.options
     options: dict[str, Any]
@@ -508,6 +513,7 @@ def _export_selection(
 
 def _span_of_snapshot(source: Database, snapshot: str) -> Span:
     """The one name that leads to all of a snapshot."""
+    from basin.engine.copying import Span
     from basin.layers.snapshots.documents import snapshot_name
 
     prefix = prefix_of(SNAPSHOTS_KEYSPACE)
@@ -562,11 +568,17 @@ def _remote_storage(url: str, scheme: str, storage_options: dict[str, Any] | Non
     policy = options.request_policy()
     cache: DiskCache | None = None
     if scheme == "memory":
+        from basin.storage.memory_objects import memory_objects
+
         store: ObjectStore = memory_objects(url)
     else:
+        from basin.storage.s3_choice import open_s3
+
         store = open_s3(url, storage_options, policy)
         if options.disk_cache_size:
             folder = Path(options.cache_folder) if options.cache_folder else Path("~/.cache/basin").expanduser()
+            from basin.storage.disk_cache import DiskCache
+
             cache = DiskCache(folder, options.disk_cache_size)
     spool_folder = Path(options.spool_folder) if options.spool_folder else None
     return RemoteStorage(store, policy, cache=cache, spool_folder=spool_folder, uploads=options.upload_count)
@@ -662,8 +674,12 @@ def _strangers(storage: Storage) -> list[str]:
 
 def _start(core: Core, expect_head: Head | None, hint: Hint | None, *, salvage: bool) -> None:
     """Read the log; check the remembered head; make the first slot valid; leave a hint where there is none."""
+    salvaged = False
     if salvage:
+        from basin.engine.repair_log import is_salvaged, load_anyhow
+
         load_anyhow(core, hint)
+        salvaged = is_salvaged(core)
     else:
         core.load(hint)
     slot = core.keyring.slot
@@ -671,7 +687,7 @@ def _start(core: Core, expect_head: Head | None, hint: Hint | None, *, salvage: 
         raise WrongSecret(f"the key slot {slot.slot_id} of this secret was removed", refused=1, damaged=[])
     if expect_head is not None:
         check_head(core, expect_head)
-    if is_salvaged(core):
+    if salvaged:
         return  # Nothing is written before `repair` has run.
     if core.writable and slot is not None and not core.state.slots:
 

@@ -20,6 +20,7 @@ import click
 
 from basin.cli.failures import EXIT_USAGE, Failure, translated
 from basin.cli.output import request_json
+from basin.cli.process import settle
 from basin.errors import SecretRequired
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Target:
         """
         import basin
 
+        settle()
         secret = secret_from_environment()
         try:
             return basin.open(self.url, mode=mode, secret=secret, salvage=salvage, **options)

@@ -6,8 +6,6 @@ entry point `basin` calls `main`.
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import click
 
 from basin.cli.backup import backup
@@ -38,6 +36,8 @@ unreadable, 5 conflict, 130 interrupted.
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  (click)
     if not value:
         return
+    from importlib import metadata
+
     try:
         print_line(f"basin {metadata.version('basin-store')}")
     except metadata.PackageNotFoundError:

@@ -4,7 +4,9 @@ Reading order for a newcomer: `Basin.put` -> `scopes.HandleScope.put` -> `core.C
 `core.Core._commit_group` -> `log.FileLog.append`. And back: `Basin.get` -> `scopes.HandleScope.find` ->
 `names.find_row`.
 
-Invariants: a handle that was inherited through `fork` does nothing but raise `BasinClosed`; pickling is refused.
+Invariants: a handle that was inherited through `fork` does nothing but raise `BasinClosed`; pickling is refused. What
+keeps a basin up - compaction, check, repair, copies - is loaded when it is called: a command that reads one name does
+without it.
 
 Longer than most files because all that one handle offers stands in one place.
 """
@@ -17,10 +19,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
-from basin.engine.compaction import Compaction, CompactionReport, Progress, plan
-from basin.engine.copying import CopyReport, all_spans, copy_names
 from basin.engine.core import Core
 from basin.engine.keyspace import (
     DEFAULT_KEYSPACE,
@@ -35,18 +35,22 @@ from basin.engine.keyspace import (
     prefix_of,
 )
 from basin.engine.log import Entry
-from basin.engine.plan import CompactionStep
-from basin.engine.repair import RepairAction, repair
-from basin.engine.rounds import Check
 from basin.engine.scopes import BatchScope, HandleScope, TransactionScope, ViewScope, run_transaction
-from basin.engine.secrets import Secrets
-from basin.engine.space import Space, explain_space
 from basin.engine.state import State, first_version
 from basin.engine.stats import stats
 from basin.errors import Conflict, CorruptionError, InvalidArgument, NameNotFound, ObjectMissing, PositionGone, ReadOnly
 from basin.format.layout import KEYSPACE_PREFIX_SIZE
 from basin.format.record import Pin, Record
 from basin.terms import ContentKey, Head, Position
+
+if TYPE_CHECKING:
+    from basin.engine.compaction import CompactionReport, Progress
+    from basin.engine.copying import CopyReport
+    from basin.engine.plan import CompactionStep
+    from basin.engine.repair import RepairAction
+    from basin.engine.rounds import Check
+    from basin.engine.secrets import Secrets
+    from basin.engine.space import Space
 
 T = TypeVar("T")
 _KEYSPACE_NAME_MAX = 255
@@ -466,11 +470,15 @@ class Basin(Names):
 
         `progress` is called with (bytes done, bytes in all).
         """
+        from basin.engine.rounds import Check
+
         self._core.refresh()
         return Check(self._core, read_data=read_data, read_size=read_size, progress=progress)
 
     def repair(self, *, dry_run: bool = True) -> list[RepairAction]:
         """Mend what `check` names from what can be read; by default only say what would be done."""
+        from basin.engine.repair import repair
+
         return repair(self._core, dry_run=dry_run)
 
     def compact(
@@ -492,6 +500,8 @@ class Basin(Names):
         early at a safe point. Memory is bounded, whatever the size of the basin; cost: one pass over names, indexes and
         links, and what is written anew. Damage is left to `repair` and stands in the report.
         """
+        from basin.engine.compaction import Compaction
+
         return Compaction(
             self._core,
             prune=prune,
@@ -504,6 +514,8 @@ class Basin(Names):
 
     def plan_compaction(self, *, prune: bool = True, grace_s: float | None = None) -> list[CompactionStep]:
         """What `compact` would do first, why, and how many bytes that reads, writes and frees. Writes nothing."""
+        from basin.engine.compaction import plan
+
         self._core.require_open()
         return plan(self._core, prune=prune, grace_s=grace_s)
 
@@ -512,6 +524,8 @@ class Basin(Names):
 
         Writes nothing. Cost: that of marking, so one pass over names, indexes and links.
         """
+        from basin.engine.space import explain_space
+
         self._core.require_open()
         return explain_space(self._core)
 
@@ -555,6 +569,8 @@ class Basin(Names):
         `progress` is called with the bytes of contents copied. Raises what reading the source raises, and `Conflict` if
         somebody collects meanwhile what was found here: import again.
         """
+        from basin.engine.copying import all_spans, copy_names
+
         self._core.require_writable()
         with source.view() as view:
             return copy_names(view.scope, self, all_spans(view.scope, self), progress)
@@ -562,6 +578,8 @@ class Basin(Names):
     @property
     def secrets(self) -> Secrets:
         """The key slots: list, add, remove, rotate."""
+        from basin.engine.secrets import Secrets
+
         return Secrets(self._core)
 
     # --- life -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ Imported by `contents` and by layers. Knows nothing of grains.
 Invariants:
 
 - The parts of a source are those of its content, however it delivers that, and whatever of it are holes.
-- Memory: a window of at least twice the largest part; holes are neither read nor filled, but at their edges.
+- Memory: a window of half as much again as the largest part, 2 MiB at least; holes are neither read nor filled, but at
+  their edges.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Reading:
 
     def parts(self, cutter: Cutter) -> Iterator[bytes | Zeros]:
         """The parts in order, after `whole` gave None. Where `size_max` zeros of a hole begin a part, they are one."""
-        self._make_window(max(2 * cutter.size_max, self._filled, _WINDOW_MIN))
+        self._make_window(max(cutter.size_max + cutter.size_max // 2, self._filled, _WINDOW_MIN))
         is_last = False
         while not is_last:
             if self._filled == self._filled_zeros:

@@ -25,8 +25,8 @@ from blake3 import blake3
 from basin.engine.sources import Zeros
 from basin.format.layout import MIB
 
-_FLYING_SIZE_MIN: Final = 4 * MIB
-"""Bytes a worker may have before it, at least: a part in work, and the next ones, of which each may have 4 MiB."""
+_FLYING_SIZE_MIN: Final = 2 * MIB
+"""Bytes a worker may have before it, at least: a part in work and the next one, of 1 MiB each in the mean."""
 APPEND_NAME: Final = "basin-append"
 
 Packed: TypeAlias = tuple[bytes, int, bytes]

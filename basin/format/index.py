@@ -19,10 +19,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from hmac import compare_digest
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from basin.errors import AuthenticationFailed, CorruptionError
 from basin.format.crypto import page_tag
@@ -43,7 +42,10 @@ from basin.format.layout import (
 )
 from basin.terms import STRATUM_ID_SIZE, StratumId
 
-Entries: TypeAlias = npt.NDArray[np.void]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Entries: TypeAlias = "npt.NDArray[np.void]"
 """A one-dimensional array of `ENTRY`."""
 
 ENTRY: Final = np.dtype(

@@ -27,7 +27,6 @@ from basin.storage.objects import ByteRange, ObjectStore
 from basin.storage.protocol import ReadFile
 from basin.storage.requests import RequestPolicy
 from basin.storage.retrying import RetryingObjects
-from basin.storage.s3_choice import open_s3
 
 FLAT_SUFFIX: Final = ".basin"
 """By this a file is told from a folder before anything is asked."""
@@ -73,6 +72,8 @@ def _store_of(url: str, storage_options: Mapping[str, Any] | None, policy: Reque
     """A store that has the file, and its name there."""
     folder, _, name = url.rpartition("/")
     if urlsplit(url).scheme in _S3 and is_name(name):
+        from basin.storage.s3_choice import open_s3
+
         return open_s3(folder, storage_options, policy), name
     # A user may spell the name as he likes, with a query behind it: no store would take that for a name.
     from basin.storage.fsspec_single import open_single

@@ -5,7 +5,8 @@ Invariants:
 - Both keep the contract of the object port; which one was taken shows in nothing but speed.
 - The storage option `client`, `"obstore"` or `"s3fs"`, decides; neither client ever sees it.
 
-Neither library is loaded before it is taken. Imports `basin.errors` and its neighbours.
+Neither library, nor what goes with it, is loaded before it is taken: most basins lie on a disk. Imports `basin.errors`
+and its neighbours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 from basin.errors import InvalidArgument, MissingDependency
 from basin.storage.objects import ObjectStore
-from basin.storage.obstore_objects import is_available, open_obstore
 from basin.storage.requests import RequestPolicy
 from basin.storage.s3_options import Untranslatable
 
@@ -32,6 +32,8 @@ def open_s3(url: str, storage_options: Mapping[str, Any] | None, policy: Request
     options = dict(storage_options or {})
     if url.partition("://")[0] not in ("s3", "s3a"):
         return _open_fsspec(url, options, policy)
+    from basin.storage.obstore_objects import is_available, open_obstore
+
     client = options.pop("client", None)
     if client not in (None, "obstore", "s3fs"):
         raise InvalidArgument("the storage option 'client' is 'obstore' or 's3fs'", argument="storage_options")

@@ -319,6 +319,25 @@ def test_every_grain_is_found_and_no_other(bench: Bench, status: int) -> None:
     assert locator.find(LINK) is None
 
 
+def test_keys_looked_for_together_are_found_where_each_of_them_is(bench: Bench) -> None:
+    """Keys that share their first bytes, over several pages or within one; keys twice; absent ones all over."""
+    digests = [blake3(b"%d" % number).digest() for number in range(1500)]
+    same_page = [digest[:8] + blake3(digest).digest()[8:] for digest in digests[:200]]
+    many_pages = [b"\x70\x00\x00\x07" + digest[4:] for digest in digests[:400]]
+    there = [*digests, *same_page[:100], *many_pages[::2]]
+    writer = bench.writer()
+    for key in [*there, *digests[:40], *many_pages[:40:2]]:
+        writer.append(Kind.BLOB, key, CODEC_STORED, 0, b"content")
+    writer.finish()
+    (index,) = bench.locator((writer, FINISHED)).indexes
+    absent = [*same_page[100:], *many_pages[1::2], bytes(32), b"\xff" * 32]
+    wanted = [*there, *absent]
+    found = index.first_of_many(wanted[::3] + wanted[1::3] + wanted[2::3])
+    assert found == [index.first(key) for key in wanted[::3] + wanted[1::3] + wanted[2::3]]
+    assert None not in index.first_of_many(there)
+    assert set(index.first_of_many(absent)) == {None}
+
+
 def test_what_the_log_does_not_vouch_for_is_not_found(bench: Bench) -> None:
     """An active stratum counts up to the length that a record states."""
     writer = bench.writer()

@@ -59,7 +59,7 @@ JOURNAL_SIZE: Final = 64 << 20
 """Of what was read: whichever comes first."""
 _SEGMENT_SIZE: Final = 2 << 20
 _SEGMENT_FILES: Final = 512
-_SEGMENTS_AHEAD: Final = 4
+_SEGMENTS_AHEAD: Final = 2
 _LARGE_AHEAD: Final = 16 << 20
 """What of a large file may be read and not stored: a window of two parts, and those on their way."""
 _JOURNAL_SEGMENTS: Final = 16

@@ -28,8 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 from basin.errors import InvalidArgument
 
 CACHE_TAG_NAME: Final = b"CACHEDIR.TAG"
@@ -158,6 +156,8 @@ def _translated(anchored: str) -> str:
         anchored = anchored.replace(name, members)
     if anchored[-1].isspace():  # The translator trims white space; between brackets it does not look like any.
         anchored = f"{anchored[:-1].removesuffix(chr(92))}[{anchored[-1]}]"
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
     text, _ = GitIgnoreSpecPattern.pattern_to_regex(anchored)
     if text is None:
         raise ValueError("a bracket is not closed")
