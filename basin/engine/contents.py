@@ -207,18 +207,20 @@ class Contents:
             else:
                 relied[key] = place.stratum
 
-    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Those that no countable stratum holds undamaged, as far as is known. Reads no content; 0.6 us each.
+    def missing(self, keys: Sequence[bytes], relied: Relied) -> list[bytes]:
+        """Those that no countable stratum holds undamaged, as far as is known. Reads no content; 1 us each.
 
-        Where damage is known it also reads the lists of parts.
+        Where damage is known it also reads the lists of parts. The others are relied on.
         """
         grain_keys = self._grain_keys(keys)
         places = self._looking_again(lambda: self._locator.find_many(grain_keys))
-        return [
-            key
-            for key, place in zip(keys, places, strict=True)
-            if place is None or (self.damaged and not self._is_whole(key, place))
-        ]
+        missing = []
+        for key, place in zip(keys, places, strict=True):
+            if place is None or (self.damaged and not self._is_whole(key, place)):
+                missing.append(key)
+            else:
+                relied[key] = place.stratum
+        return missing
 
     def _is_whole(self, key: bytes, place: Location) -> bool:
         """Whether nothing of a content is known to be damaged."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import abc
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from collections.abc import ItemsView as AbstractItemsView
 from collections.abc import ValuesView as AbstractValuesView
 from itertools import chain, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from basin.engine.contents import Relied
@@ -23,7 +24,7 @@ from basin.engine.names import Found
 from basin.errors import ContentNotFound, CorruptionError, InvalidArgument, NameNotFound
 from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, KEYSPACE_PREFIX_SIZE, NAME_SIZE_MAX
 from basin.format.ordered import decode_tuple, decode_u64, encode_tuple, encode_u64
-from basin.terms import ContentKey, Position, Ref
+from basin.terms import ContentKey, Position, Ref, StratumId
 
 if TYPE_CHECKING:
     from basin.engine.core import Core
@@ -38,6 +39,7 @@ SNAPSHOTS_KEYSPACE: Final = 3
 CHECK_KEYSPACE: Final = 4
 FIRST_USER_KEYSPACE: Final = 16
 _MISSING: Final = object()
+_NOTHING: Final[Mapping[bytes, StratumId]] = MappingProxyType({})
 _SCAN_PREFETCH: Final = 64
 """Contents fetched at once while a scan yields large values: bounds memory, keeps both cores busy."""
 
@@ -72,6 +74,14 @@ class Scope(abc.ABC):
     @abc.abstractmethod
     def rely(self, relied: Relied) -> None:
         """Contents were put without a name: they are committed with the rest."""
+
+    @property
+    def relied(self) -> Mapping[bytes, StratumId]:
+        """Contents that are held on to until all this is committed, and where they were found: by a batch alone."""
+        return _NOTHING
+
+    def hold(self, relied: Relied) -> None:  # noqa: B027  # who is no batch has nothing to hold on to
+        """Hold on to contents that were found, if this is a batch. What it changes stays the same."""
 
     @abc.abstractmethod
     def delete_range(self, start: bytes, stop: bytes) -> None:

@@ -145,6 +145,14 @@ class BatchScope(Scope):
         self.pending.names.put_same(names, value)
         self.pending.relied.update(relied)
 
+    @property
+    def relied(self) -> Relied:
+        return self.pending.relied
+
+    def hold(self, relied: Relied) -> None:
+        self._require_unfinished()
+        self.pending.relied.update(relied)
+
     def rely(self, relied: Relied) -> None:
         """Contents were put without a name."""
         self._require_unfinished()

@@ -68,7 +68,11 @@ class Blobs:
         relied: Relied = {}
         linked = [one.digest if type(one) is ContentKey else self._key(one) for one in links]
         if linked:
-            self._contents.rely_on_many(linked, relied)
+            held = self._scope.relied
+            relied.update({key: held[key] for key in linked if key in held})
+            unknown = [key for key in linked if key not in relied]
+            if unknown:
+                self._contents.rely_on_many(unknown, relied)
         self._core.ensure_session()
         key = self._store(data, relied, linked, hot=hot)
         self._keep([key], relied, root=root)
@@ -191,11 +195,17 @@ class Blobs:
     def missing(self, addresses: Iterable[Address]) -> list[ContentKey]:
         """Those of the contents that are not there, or known to be damaged: which a put would store again.
 
-        Looks them up together, and reads none.
+        Looks them up together, and reads none. A batch or transaction holds on to the others until it ends: they may be
+        linked to.
         """
         self._core.maybe_refresh()
         keys = [one.digest if type(one) is ContentKey else self._key(one) for one in addresses]
-        return ContentKey.of_many(self._contents.missing(keys)) if keys else []
+        if not keys:
+            return []
+        relied: Relied = {}
+        missing = self._contents.missing(keys, relied)
+        self._scope.hold(relied)
+        return ContentKey.of_many(missing)
 
     def __contains__(self, address: object) -> bool:
         """Whether the content can be read (also after `delete`, until a compaction removes it)."""

@@ -393,6 +393,26 @@ def test_what_is_missing_is_told_without_reading_it(reopened: Open) -> None:
         assert db.blobs.missing([*keys, *absent]) == absent
 
 
+def test_a_batch_holds_on_to_what_it_was_told_is_there(reopened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the batch needs the content: a prune by somebody else spares it, and a link to it takes no search."""
+    with reopened() as db:
+        key = db.blobs.put(os.urandom(700), root=False)
+        db.commit()
+        with reopened() as other, db.batch() as batch:
+            assert batch.blobs.missing([key]) == []
+            other.compact(prune=True)  # It condemns; what is relied on is revived.
+            with monkeypatch.context() as patched:
+                patched.setattr(db.core.locator, "find_many", None)
+                batch["parent"] = basin.Ref(batch.blobs.put(b"it links", [key], root=False))
+        other_one = db.blobs.put(os.urandom(700), root=False)
+        db.commit()
+    with reopened() as db:
+        assert len(db.blobs[key]) == 700
+        db.compact(grace_s=0, prune=True)
+        assert len(db.blobs[key]) == 700
+        assert db.blobs.missing([key, other_one]) == [other_one]
+
+
 def test_what_is_hot_is_hot_in_a_copy(reopened: Open, tmp_path: Path) -> None:
     with reopened() as db:
         hot = db.blobs.put_many([os.urandom(700) for _ in range(3)], hot=True)

@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import grp
+import itertools
 import os
 import pwd
 import time
@@ -62,6 +63,8 @@ _SEGMENT_FILES: Final = 512
 _SEGMENTS_AHEAD: Final = 2
 _LARGE_AHEAD: Final = 16 << 20
 """What of a large file may be read and not stored: a window of two parts, and those on their way."""
+_ROWS_TOGETHER: Final = 2048
+"""So many rows of what is unchanged are looked up together: a `stat` result takes 700 bytes."""
 _JOURNAL_SEGMENTS: Final = 16
 """A journal's interval is at least so many segments, so that what was read ahead is a small part of it."""
 _READERS: Final = 2
@@ -181,20 +184,25 @@ class _Earlier:
             return []
         return one.parts
 
-    def key_of(self, found: Found, order: bytes) -> bytes | None:
-        """The content key of a file that has not changed since."""
+    def row_of(self, found: Found, order: bytes) -> Entry | None:
+        """The row of a file that has not changed since."""
         row = self.find(order, found.name)
+        stat = found.stat
         if (
             row is None
             or row.kind != _FILE
             or row.key is None
-            or row.size != found.stat.st_size
-            or identity_of(row.meta) != identity_of(found.meta)
-            or found.stat.st_ctime_ns >= self._trusted_ns
-            or (len(row.meta) > _PLAIN_SIZE and decode_attributes(row.meta).changed)
+            or row.size != stat.st_size
+            or stat.st_ctime_ns >= self._trusted_ns
         ):
             return None
-        return row.key
+        if row.meta == found.meta:
+            return row
+        if identity_of(row.meta) != identity_of(found.meta) or (
+            len(row.meta) > _PLAIN_SIZE and decode_attributes(row.meta).changed
+        ):
+            return None
+        return row._replace(meta=found.meta)
 
 
 class _JournaledStore(BlobStore):
@@ -241,7 +249,7 @@ class Backup:
     def run(self, paths: Sequence[bytes], superseded: Sequence[str]) -> Document:
         """Do it; returns the document of the complete snapshot. `superseded`: interrupted ones that it replaces."""
         if self._options.dry_run:
-            for segment in self._segments(paths):
+            for segment in self._segments(paths, lambda: Blobs(self._basin)):
                 self._count_dry(segment)
             return self._finished("")
         self._put_document(self._basin, self._document, [])
@@ -250,7 +258,7 @@ class Backup:
         writer = TreeWriter(_JournaledStore(journal))
         before = self._written()
         try:
-            self._write(self._segments(paths), journal, writer)
+            self._write(self._segments(paths, lambda: journal.blobs), journal, writer)
             tree = writer.finish()
             written = self._written()
             self._counts["new_size"] = written[0] - before[0]
@@ -312,14 +320,27 @@ class Backup:
 
     # --- finding ----------------------------------------------------------------------------------------------------
 
-    def _segments(self, paths: Sequence[bytes]) -> Iterator[_Segment]:
+    def _segments(self, paths: Sequence[bytes], blobs: Callable[[], Blobs]) -> Iterator[_Segment]:
         """All that is found, in tree order, in portions; what is unchanged, and stored no more, is to be read."""
+        together: list[_Segment] = []
+        count = 0
         for segment in self._portions(self._looked_at(paths)):
-            keys = [ContentKey(row.key) for row in segment.rows if row is not None and row.key is not None]
-            missing = {key.digest for key in Blobs(self._basin).missing(keys)}
-            if not missing:
-                yield segment
-                continue
+            together.append(segment)
+            count += len(segment.found)
+            if segment.size or count >= _ROWS_TOGETHER:
+                yield from self._with_missing(together, blobs())
+                together, count = [], 0
+        yield from self._with_missing(together, blobs())
+
+    def _with_missing(self, segments: Sequence[_Segment], blobs: Blobs) -> Iterator[_Segment]:
+        """The segments, with what is stored no more among what is to be read."""
+        rows = itertools.chain.from_iterable(segment.rows for segment in segments)
+        keys = ContentKey.of_many([row.key for row in rows if row is not None and row.key is not None])
+        missing = {key.digest for key in blobs.missing(keys)}
+        if not missing:
+            yield from segments
+            return
+        for segment in segments:
             for at, row in enumerate(segment.rows):
                 if row is not None and row.key in missing:
                     segment.rows[at] = None
@@ -368,15 +389,14 @@ class Backup:
         if found.kind != _FILE:
             counts["directories" if found.kind == _DIRECTORY else "others"] += 1
             return Entry(found.parent, found.name, found.kind, 0, 0, None, found.meta)
-        size = found.stat.st_size
-        if not size:
+        if not found.stat.st_size:
             counts["unchanged_files"] += 1
             return Entry(found.parent, found.name, _FILE, 0, 0, None, found.meta)
         for earlier in self._earlier:
-            key = earlier.key_of(found, order)
-            if key is not None:
+            row = earlier.row_of(found, order)
+            if row is not None:
                 counts["unchanged_files"] += 1
-                return Entry(found.parent, found.name, _FILE, size, 0, key, found.meta)
+                return row
         was_there = any(earlier.find(order, found.name) is not None for earlier in self._earlier)
         counts["changed_files" if was_there else "new_files"] += 1
         return None
