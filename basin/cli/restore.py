@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     help="Give files to the users of the same names, or numbers. [names]",
 )
 @click.option("--verify", is_flag=True, help="Read what was written, and compare.")
+@click.option("--no-sync", is_flag=True, help="End before what was written is sure to survive a power cut.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but problems.")
 @pass_target
@@ -55,6 +56,7 @@ def restore(
     delete: bool,
     owners: Literal["names", "numbers", "none"],
     verify: bool,
+    no_sync: bool,
     dry_run: bool,
     quiet: bool,
 ) -> None:
@@ -73,6 +75,7 @@ def restore(
             delete=delete,
             owners=owners,
             verify=verify,
+            durable=not no_sync,
             dry_run=dry_run,
             progress=teller.tell,
         )

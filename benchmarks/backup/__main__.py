@@ -39,10 +39,11 @@ class BackupScale:
     tree_size: int
     file_size: int
     rounds: int
+    rest_s: float
 
 
-FULL: Final = BackupScale("full", files=50_000, tree_size=1_000_000_000, file_size=2048 * MIB, rounds=3)
-SMALL: Final = BackupScale("small", files=200, tree_size=8 * MIB, file_size=8 * MIB, rounds=1)
+FULL: Final = BackupScale("full", files=50_000, tree_size=1_000_000_000, file_size=2048 * MIB, rounds=3, rest_s=65)
+SMALL: Final = BackupScale("small", files=200, tree_size=8 * MIB, file_size=8 * MIB, rounds=1, rest_s=0)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -51,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="200 files and 8 MiB, one round; figures say nothing")
     parser.add_argument("--rounds", type=int, help="how often everything is timed")
     parser.add_argument("--seed", type=int, help="of the order; drawn and printed if absent")
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; some 15 GB are needed")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; some 30 GB are needed")
     parser.add_argument(
         "--root", type=Path, action="append", help=f"take the tree from here [{' '.join(map(str, ROOTS))}]"
     )
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             materials = make_materials(wanted.material or MATERIALS, folder, scale, roots=wanted.root or ROOTS)
             results = new_results(scale, wanted, mount, sides, absent)
             results.floor = floor(folder)
-            run(results, materials, sides, folder)
+            run(results, materials, sides, folder, rest_s=scale.rest_s)
     except (machine.NotADisk, SourceMissing, CommandFailed, RestoredDiffers) as error:
         print(error, file=sys.stderr)
         return 1
@@ -129,7 +130,9 @@ def version(distribution: str) -> str:
         return "not installed"
 
 
-def run(results: BackupResults, materials: Sequence[Material], sides: Sequence[Side], folder: Path) -> None:
+def run(
+    results: BackupResults, materials: Sequence[Material], sides: Sequence[Side], folder: Path, *, rest_s: float
+) -> None:
     """Fill in the samples; show on one line what is going on."""
     results.materials = {material.title: material.description for material in materials}
     print(f"seed {results.seed}, {results.rounds} rounds of {', '.join(results.sides)}", flush=True)
@@ -137,7 +140,13 @@ def run(results: BackupResults, materials: Sequence[Material], sides: Sequence[S
     with console.status("starting") as status:
         on_run = status.update if console.is_terminal else console.print
         results.samples = run_rounds(
-            materials, sides, folder / "sides", rounds=results.rounds, seed=results.seed, on_run=on_run
+            materials,
+            sides,
+            folder / "sides",
+            rounds=results.rounds,
+            seed=results.seed,
+            on_run=on_run,
+            rest_s=rest_s,
         )
 
 

@@ -4,6 +4,8 @@ Invariants:
 - Every round begins with fresh repositories and the unchanged material, and ends without either's traces.
 - Only the command itself is timed. In front of each the machine is settled (what others left dirty is written back);
   its growth is measured after another settling; comparing and cleaning come later.
+- Nothing is deleted before the round is over: a file system without a journal takes long to make files while it avoids
+  the inodes of those that were just deleted (ext4, for a minute). Between rounds that minute is waited for.
 - What is restored is compared with the source, every time. A difference ends the run: no figure is worth having then.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +23,7 @@ from typing import Final
 
 from benchmarks.backup.material import Material, differences, facts_of
 from benchmarks.backup.results import Sample
-from benchmarks.backup.sides import Place, Side, synced
+from benchmarks.backup.sides import Place, Side
 from benchmarks.backup.usage import Usage, measure, stored_size
 
 FIRST: Final = "first backup"
@@ -28,7 +31,7 @@ UNCHANGED: Final = "backup, nothing changed"
 CHANGED: Final = "backup, 1 % changed"
 RESTORE: Final = "full restore"
 SYNCED_RESTORE: Final = "full restore, synced"
-"""What `RESTORE` is where the side syncs by itself; for the others a sync is added."""
+"""For who does not sync by itself, a sync is added."""
 ONE_FILE: Final = "restore of one file"
 LIST: Final = "list of snapshots"
 BACKUPS: Final = (FIRST, UNCHANGED, CHANGED)
@@ -99,26 +102,22 @@ class Round:
         return self._measure(side, side.backup(self._place(side), self.material.source, number))
 
     def _restore(self, side: Side) -> Usage:
-        return self._restore_all(side, lambda command, _: command)
+        return self._restore_all(side, side.restore)
 
     def _restore_synced(self, side: Side) -> Usage:
-        return self._restore_all(
-            side, lambda command, target: command if side.syncs_restores else synced(command, target)
-        )
+        return self._restore_all(side, side.restore_synced)
 
-    def _restore_all(self, side: Side, adapted: Callable[[list[str], Path], list[str]]) -> Usage:
-        source, place = self.material.source, self._place(side)
-        with self._target(side) as target:
-            command = side.restore(place, source, target, len(BACKUPS))
-            usage = self._measure(side, adapted(command, target))
-            require_equal(side, source, side.restored(source, target))
+    def _restore_all(self, side: Side, command: Callable[[Place, Path, Path, int], list[str]]) -> Usage:
+        source, place, target = self.material.source, self._place(side), self._target(side)
+        usage = self._measure(side, command(place, source, target, len(BACKUPS)))
+        require_equal(side, source, side.restored(source, target))
         return usage
 
     def _restore_file(self, side: Side) -> Usage:
         path, place = self.material.source / str(self.material.one_file), self._place(side)
-        with self._target(side) as target:
-            usage = self._measure(side, side.restore_file(place, path, target, len(BACKUPS)))
-            require_equal(side, path, side.restored_file(path, target))
+        target = self._target(side)
+        usage = self._measure(side, side.restore_file(place, path, target, len(BACKUPS)))
+        require_equal(side, path, side.restored_file(path, target))
         return usage
 
     def _list(self, side: Side) -> Usage:
@@ -132,14 +131,12 @@ class Round:
         own = self.folder / side.label.replace(" ", "-")
         return Place(own / "repository", own / "home")
 
-    @contextmanager
-    def _target(self, side: Side) -> Iterator[Path]:
-        target = self._place(side).home.parent / "restored"
+    def _target(self, side: Side) -> Path:
+        """A new folder, which goes with the round."""
+        own = self._place(side).home.parent
+        target = own / f"restored-{len(list(own.glob('restored-*')))}"
         target.mkdir()
-        try:
-            yield target
-        finally:
-            shutil.rmtree(target)
+        return target
 
 
 @contextmanager
@@ -167,11 +164,18 @@ def run_rounds(
     rounds: int,
     seed: int,
     on_run: Callable[[str], None],
+    rest_s: float = 0,
 ) -> list[Sample]:
-    """Everything `rounds` times; `folder` is empty before and after. Raises `CommandFailed`, `RestoredDiffers`."""
+    """Everything `rounds` times; `folder` is empty before and after. Raises `CommandFailed`, `RestoredDiffers`.
+
+    `rest_s` is waited for between two rounds.
+    """
     order = random.Random(seed)
     samples: list[Sample] = []
     for number in range(rounds):
         for material in materials:
+            if samples:
+                os.sync()
+                time.sleep(rest_s)
             samples += Round(material, folder, number, order, on_run).run(sides)
     return samples

@@ -47,8 +47,6 @@ class Side(ABC):
     """What its column is called."""
     note: str
     """What the reader must know about it."""
-    syncs_restores: bool = False
-    """Whether what it restored survives a power cut once the command has ended."""
 
     @abstractmethod
     def environment(self, place: Place) -> dict[str, str]: ...
@@ -57,7 +55,13 @@ class Side(ABC):
     @abstractmethod
     def backup(self, place: Place, source: Path, number: int) -> list[str]: ...
     @abstractmethod
-    def restore(self, place: Place, source: Path, target: Path, number: int) -> list[str]: ...
+    def restore(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
+        """Leaves to the system when what it wrote is on the disk."""
+
+    def restore_synced(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
+        """The same, and what was restored survives a power cut once the command has ended."""
+        return synced(self.restore(place, source, target, number), target)
+
     @abstractmethod
     def restore_file(self, place: Place, path: Path, target: Path, number: int) -> list[str]: ...
     @abstractmethod
@@ -77,9 +81,8 @@ class BasinSide(Side):
     note = (
         "`python -m basin.cli`, default options: zstd 1; contents hashed with BLAKE3 and sealed with AES-256-GCM; "
         "opened by a key file, from which no key has to be derived slowly; no cache outside of the repository. Syncs "
-        "when it commits, and at the end of a restore the file system that it wrote to."
+        "when it commits. A restore syncs the file system that it wrote to, unless `--no-sync` is given, as it is here."
     )
-    syncs_restores = True
 
     def environment(self, place: Place) -> dict[str, str]:
         return {**_environment(place), "PYTHONPATH": str(_PROJECT), "BASIN_SECRET_FILE": self._secret(place)}
@@ -91,10 +94,13 @@ class BasinSide(Side):
         return self._command(place, "backup", "--quiet", str(source))
 
     def restore(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
+        return self._command(place, "restore", "--quiet", "--no-sync", "latest", str(target))
+
+    def restore_synced(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
         return self._command(place, "restore", "--quiet", "latest", str(target))
 
     def restore_file(self, place: Place, path: Path, target: Path, number: int) -> list[str]:
-        return self._command(place, "restore", "--quiet", f"latest:{path}", str(target))
+        return self._command(place, "restore", "--quiet", "--no-sync", f"latest:{path}", str(target))
 
     def list_snapshots(self, place: Place) -> list[str]:
         return self._command(place, "snapshots", "--json")

@@ -90,7 +90,6 @@ class CopySide(Side):
     """`cp`: the whole source, every time."""
 
     note = "copies"
-    syncs_restores = True  # it does not, but a real sync takes seconds where others write to the same disk
 
     def __init__(self, label: str = "copy 1") -> None:
         self.label = label
@@ -107,6 +106,10 @@ class CopySide(Side):
 
     def restore(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
         return ["cp", "-a", f"{place.repository}/{number}/.", str(target)]
+
+    def restore_synced(self, place: Place, source: Path, target: Path, number: int) -> list[str]:
+        """It does not sync: that takes seconds where others write to the same disk."""
+        return self.restore(place, source, target, number)
 
     def restore_file(self, place: Place, path: Path, target: Path, number: int) -> list[str]:
         return ["cp", "-a", f"{place.repository}/{number}/{str(path).partition('/material/tree/')[2]}", str(target)]
@@ -318,7 +321,7 @@ def test_every_round_has_every_step_of_every_side(few: TreeMaterial, tmp_path: P
         step.rpartition(", ")[2] for step in STEPS * 2
     ]
     assert list(place.iterdir()) == []
-    assert len(settlings) == 2 * len(samples)
+    assert len(settlings) == 2 * len(samples) + 1  # one more between the rounds
     for sample in samples:
         assert sample.wall_s > 0
         assert (sample.grown > 0) == (sample.step in BACKUPS)
@@ -464,16 +467,32 @@ def test_a_sync_follows_a_restore_that_succeeds(code: int, calls: list[str], tmp
     assert (tmp_path / "calls").read_text().splitlines() == [call.format(tmp_path / "a folder") for call in calls]
 
 
-@pytest.mark.parametrize(("syncs", "count"), [(True, 0), (False, 1)])
-def test_only_who_does_not_sync_gets_a_sync(syncs: bool, count: int, few: TreeMaterial, tmp_path: Path) -> None:
+def test_a_restore_syncs_once_and_only_where_that_is_measured(few: TreeMaterial, tmp_path: Path) -> None:
+    class SyncedSide(CopySide):
+        restore_synced = Side.restore_synced
+
     (tmp_path / "sync").write_text(f"#!/bin/sh\necho >> {tmp_path}/calls\n")
     (tmp_path / "sync").chmod(0o755)
-    (tmp_path / "calls").touch()
-    side = CopySide()
-    side.syncs_restores = syncs
+    side = SyncedSide()
     side.path = f"{tmp_path}:{side.path}"
     run_rounds([few], [side], tmp_path / "sides", rounds=1, seed=1, on_run=ignore)
-    assert len((tmp_path / "calls").read_text().splitlines()) == count
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+    place = Place(tmp_path / "repository", tmp_path / "home")
+    given = (place, tmp_path, tmp_path / "target", 1)
+    assert "--no-sync" in BasinSide().restore(*given)
+    assert "--no-sync" not in BasinSide().restore_synced(*given)
+
+
+def test_nothing_is_deleted_before_a_round_is_over(few: TreeMaterial, tmp_path: Path) -> None:
+    """Files that are made just after others were deleted may take many times as long."""
+
+    class KeptSide(CopySide):
+        def list_snapshots(self, place: Place) -> list[str]:
+            return ["sh", "-c", f"ls -d {place.home.parent}/restored-* > {tmp_path}/there"]
+
+    run_rounds([few], [KeptSide()], tmp_path / "sides", rounds=1, seed=1, on_run=ignore)
+    assert len((tmp_path / "there").read_text().splitlines()) == len([RESTORE, SYNCED_RESTORE, ONE_FILE])
+    assert not list((tmp_path / "sides").glob("*/*"))
 
 
 def test_secrets_and_caches_lie_in_the_home_that_is_given(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ _DIRECTORY: Final = int(RowKind.DIRECTORY)
 _LENT_BITS: Final = modes.S_ISUID | modes.S_ISGID
 _WITH_XATTRS: Final = (int(RowKind.FILE), _DIRECTORY)
 _OWN: Final = b"user."
+_DEFAULT_ACL: Final = b"system.posix_acl_default"
 _MANAGED: Final = (_OWN, b"system.posix_acl_")
 _NO_XATTRS: Final = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NOTHING: Final[Mapping[bytes, bytes]] = MappingProxyType({})
@@ -133,15 +134,23 @@ class Metadata:
         """Owners that the system did not let us set."""
 
     def apply(
-        self, at: At, attributes: Attributes, *, kind: int, path: bytes, found: os.stat_result | None = None
+        self,
+        at: At,
+        attributes: Attributes,
+        *,
+        kind: int,
+        path: bytes,
+        found: os.stat_result | None = None,
+        inherits: bool = True,
     ) -> None:
         """Set everything; of what was there before, as `found`, what differs. `path` is for warnings.
 
-        Raises `OSError` for what everybody may do with his own, and failed.
+        `inherits` is False of a new file whose directory gives it no access control lists (`gives_acls`). Raises
+        `OSError` for what everybody may do with his own, and failed.
         """
         is_owned = self._own(at, attributes, path, found)
         has_xattrs = kind in _WITH_XATTRS or bool(attributes.xattrs)
-        present = self._present(at) if has_xattrs else _NOTHING
+        present = self._present(at) if has_xattrs and (inherits or attributes.xattrs) else _NOTHING
         if present or attributes.xattrs:
             self._set_xattrs(at, _part(attributes.xattrs, own=True), _part(present, own=True), path)
         if kind != _LINK:
@@ -154,6 +163,10 @@ class Metadata:
             self._set_xattrs(at, _part(attributes.xattrs, own=False), _part(present, own=False), path)
         if attributes.mtime_ns or attributes.inode:  # Both are 0 of a directory that only led to what was saved.
             self._target.set_times(at, self._now_ns, attributes.mtime_ns)
+
+    def gives_acls(self, folder: int) -> bool:
+        """Whether what is made in a directory may get access control lists from it."""
+        return _DEFAULT_ACL in self._present(folder)
 
     def differs(self, at: At, attributes: Attributes, *, kind: int, found: os.stat_result) -> bool:
         """Whether `apply` would change something that it can change, beside the time of access."""

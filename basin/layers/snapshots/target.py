@@ -188,14 +188,18 @@ class Target:
 
 
 class Folder:
-    """An open directory of the target. `device` is that of its file system."""
+    """An open directory of the target. `device` is that of its file system.
 
-    __slots__ = ("descriptor", "device", "users")
+    `gives_acls`: whether what is made in it gets access control lists from it; None until somebody has asked.
+    """
+
+    __slots__ = ("descriptor", "device", "gives_acls", "users")
 
     def __init__(self, descriptor: int, device: int) -> None:
         self.descriptor = descriptor
         self.device = device
         self.users = 0
+        self.gives_acls: bool | None = None
 
 
 class Folders:

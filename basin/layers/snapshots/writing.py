@@ -31,7 +31,7 @@ from basin.errors import ContentNotFound, CorruptionError, GrainNotReady, Invali
 from basin.format.tree import Entry
 from basin.layers.snapshots.attributes import HAS_HOLES, Attributes
 from basin.layers.snapshots.metadata import Findings, Metadata
-from basin.layers.snapshots.target import PRIVATE_FILE, Folders, Target, require_room
+from basin.layers.snapshots.target import PRIVATE_FILE, Folder, Folders, Target, require_room
 from basin.terms import ContentKey
 
 SMALL_SIZE: Final = 4 << 20
@@ -176,8 +176,8 @@ class FileWriter:
                 self._findings.problem(job.entry.path, error)
         return Written(count, size, agreed, count + agreed if self._verify else 0)
 
-    def _in_folders(self, jobs: Iterable[Job]) -> Iterator[tuple[int, Job]]:
-        """Each job with the descriptor of its directory, which stays open until the next one."""
+    def _in_folders(self, jobs: Iterable[Job]) -> Iterator[tuple[Folder, Job]]:
+        """Each job with its directory, which stays open until the next one."""
         for parent, together in itertools.groupby(jobs, key=_parent_of):
             try:
                 folder = self._folders.take(parent)
@@ -187,7 +187,7 @@ class FileWriter:
                 continue
             try:
                 for job in together:
-                    yield folder.descriptor, job
+                    yield folder, job
             finally:
                 self._folders.release(folder)
 
@@ -200,7 +200,7 @@ class FileWriter:
         left = [job for job in jobs if not job.agrees]
         for folder, job in self._in_folders([job for job in jobs if job.agrees]):
             try:
-                if not (self._holds(folder, job.entry) and self.settle(folder, job)):
+                if not (self._holds(folder.descriptor, job.entry) and self.settle(folder.descriptor, job)):
                     left.append(job)
             except OSError:
                 left.append(job)  # What cannot be read is written anew.
@@ -260,39 +260,48 @@ class FileWriter:
         except UNREADABLE as error:
             return error
 
-    def _write_one(self, folder: int, job: Job, fetched: Mapping[bytes, bytes | Exception]) -> None:
+    def _write_one(self, folder: Folder, job: Job, fetched: Mapping[bytes, bytes | Exception]) -> None:
         """Write a file, and put it in its place. Flat, because it is what a restore spends its time with."""
-        target, entry, attributes = self._target, job.entry, job.attributes
+        target, entry, attributes, inside = self._target, job.entry, job.attributes, folder.descriptor
         content = _content_of(entry, fetched) if entry.size <= SMALL_SIZE else None
         mode = _PLAIN_MODE if attributes is None else PRIVATE_FILE
         name = entry.name
         try:
             if not job.is_new:
                 name = self._names.next()
-            descriptor = target.create_file(folder, name, mode=mode, is_read=self._verify)
+            descriptor = target.create_file(inside, name, mode=mode, is_read=self._verify)
         except FileExistsError:
             name = self._names.next()
-            descriptor = target.create_file(folder, name, mode=mode, is_read=self._verify)
+            descriptor = target.create_file(inside, name, mode=mode, is_read=self._verify)
         try:
             try:
+                found = target.stat(descriptor)
                 self._fill(descriptor, entry, attributes, content)
                 if attributes is not None:
-                    self._metadata.apply(descriptor, attributes, kind=entry.kind, path=entry.path)
+                    inherits = self._gives_acls(folder)
+                    self._metadata.apply(
+                        descriptor, attributes, kind=entry.kind, path=entry.path, found=found, inherits=inherits
+                    )
                 if self._verify and entry.size and self._hash(descriptor, entry.size) != entry.key:
                     raise OSError(errno.EIO, "what was read back is not what was written")
                 if self._durable:
                     os.fsync(descriptor)
-                found = os.fstat(descriptor) if job.first is not None else None
             finally:
                 os.close(descriptor)
             if name is not entry.name:
-                target.replace(folder, entry.name, source=name)
+                target.replace(inside, entry.name, source=name)
         except BaseException:
             with suppress(OSError):
-                target.remove_file(folder, name)
+                target.remove_file(inside, name)
             raise
-        if job.first is not None and found is not None:
+        if job.first is not None:
             job.first.identity = (found.st_dev, found.st_ino)
+
+    def _gives_acls(self, folder: Folder) -> bool:
+        """Whether new files in a directory may have access control lists from the start; asked once for each."""
+        if folder.gives_acls is None:
+            folder.gives_acls = self._metadata.gives_acls(folder.descriptor)
+        return folder.gives_acls
 
     def _fill(self, descriptor: int, entry: Entry, attributes: Attributes | None, content: bytes | None) -> None:
         has_holes = self._sparse and attributes is not None and bool(attributes.flags & HAS_HOLES)

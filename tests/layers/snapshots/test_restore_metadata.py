@@ -144,12 +144,12 @@ def test_nobody_else_than_the_owner_lends_his_rights(rows: Rows, path: Path, own
 
 def test_a_file_belongs_to_nobody_else_until_it_is_whole(rows: Rows, path: Path) -> None:
     class Watching(RecordingTarget):
-        def chown(self, at: At, uid: int, gid: int) -> None:
+        def chmod(self, at: At, mode: int) -> None:
             modes.append(stat.S_IMODE(Target.stat(self, at).st_mode))
-            super().chown(at, uid, gid)
+            super().chmod(at, mode)
 
     modes: list[int] = []
-    rows.directory("folder", mode=0o777, uid=os.getuid() + 1)
+    rows.directory("folder", mode=0o777)
     rows.file("folder/file", mode=0o666)
     rows.file("file", mode=0o666)
     rows.restore(path, target=Watching())
@@ -181,13 +181,35 @@ def test_an_acl_that_a_new_file_inherits_is_taken_away(rows: Rows, path: Path) -
     class Inheriting(RecordingTarget):
         def create_file(self, folder: int, name: bytes, *, mode: int, is_read: bool = False) -> int:
             descriptor = super().create_file(folder, name, mode=mode, is_read=is_read)
-            self.attributes[os.fstat(descriptor).st_ino] = {ACL: b"inherited"}
+            if DEFAULT_ACL in self.attributes.get(os.fstat(folder).st_ino, {}):
+                self.attributes[os.fstat(descriptor).st_ino] = {ACL: b"inherited"}
             return descriptor
 
-    rows.file("file")
+    for name in ("one", "other"):
+        rows.file(name)
+    path.mkdir()
     target = Inheriting()
+    target.attributes[path.stat().st_ino] = {DEFAULT_ACL: b"to be inherited"}
     assert not rows.restore(path, target=target).problems
-    assert target.attributes[(path / "file").stat().st_ino] == {}
+    assert [target.attributes[(path / name).stat().st_ino] for name in ("one", "other")] == [{}, {}]
+
+
+def test_new_files_are_asked_for_attributes_only_where_they_inherit_some(rows: Rows, path: Path) -> None:
+    """A call for every file: a fiftieth of a restore."""
+
+    class Asked(RecordingTarget):
+        def xattrs(self, at: At) -> list[bytes]:
+            asked.append(stat.S_ISDIR(Target.stat(self, at).st_mode))
+            return super().xattrs(at)
+
+    asked: list[bool] = []
+    rows.directory("folder")
+    for number in range(5):
+        rows.file(f"folder/{number}")
+    target = Asked()
+    assert rows.restore(path, target=target, threads=1).files == 5
+    assert asked == [True, True]  # For its files, and for its own.
+    assert target.names_of("chown") == []
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSPC])
