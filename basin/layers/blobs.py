@@ -217,7 +217,8 @@ class Blobs:
     def open(self, address: Address) -> io.BufferedReader:
         """A seekable file of the content. Reads only the parts it is asked for.
 
-        One part is in memory at a time; while it is read in order, as many as make up 8 MiB: fetched together.
+        One part is in memory at a time; while it is read in order, as many as make up 4 MiB, of a bucket 8: fetched
+        together.
         """
         return io.BufferedReader(_BlobFile(self._contents, self._refreshed(address)), _BUFFER_SIZE)
 
@@ -329,11 +330,13 @@ def _waits_not() -> InvalidArgument:
 
 _AHEAD_SIZE: Final = 8 << 20
 """Bytes fetched together for who reads in order: what a bucket delivers while the next request is on its way."""
+_LOCAL_AHEAD_SIZE: Final = 4 << 20
+"""The same on a disk: two parts for each of two cores to open."""
 
 
-def _numbers(parts: Parts, first: int, stop: int) -> range:
-    """Part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most."""
-    stop = min(stop, parts.size, parts[first].start + _AHEAD_SIZE)
+def _numbers(parts: Parts, first: int, stop: int, size_max: int) -> range:
+    """Part `first`, and those that follow it up to byte `stop`, but about `size_max` bytes at most."""
+    stop = min(stop, parts.size, parts[first].start + size_max)
     return range(first, max(first + 1, parts.number_at(stop - 1) + 1))
 
 
@@ -347,6 +350,7 @@ class _BlobFile(io.RawIOBase):
         self._parts: Parts | None = found if isinstance(found, Parts) else None
         self._fetched: dict[int, bytes] = {} if isinstance(found, Parts) else {0: found}
         self._last = -1
+        self._ahead_size = _AHEAD_SIZE if contents.are_remote else _LOCAL_AHEAD_SIZE
         self._ahead: tuple[range, Future[list[bytes]]] | None = None
         self._offset = 0
         self.size = found.size if isinstance(found, Parts) else len(found)
@@ -384,13 +388,13 @@ class _BlobFile(io.RawIOBase):
         number = parts.number_at(offset)
         if number not in self._fetched:
             in_order = number == self._last + 1
-            self._fetch(parts, number, offset + (_AHEAD_SIZE if in_order else size), in_order=in_order)
+            self._fetch(parts, number, offset + (self._ahead_size if in_order else size), in_order=in_order)
         self._last = number
         inside = offset - parts[number].start
         return self._fetched[number][inside : inside + size]
 
     def _fetch(self, parts: Parts, first: int, stop: int, *, in_order: bool) -> None:
-        """Read part `first`, and those that follow it up to byte `stop`, but about `_AHEAD_SIZE` at most, together.
+        """Read part `first`, and those that follow it up to byte `stop`, but some MiB at most, together.
 
         From a bucket, who reads in order finds the next ones on their way.
         """
@@ -400,11 +404,12 @@ class _BlobFile(io.RawIOBase):
         else:
             if ahead is not None:
                 ahead[1].cancel()
-            numbers = _numbers(parts, first, stop)
+            numbers = _numbers(parts, first, stop, self._ahead_size)
+            self._fetched = {}  # Before as much again comes.
             contents = self._contents.get_many([parts[at].key for at in numbers])
         self._fetched = dict(zip(numbers, contents, strict=True))
         if in_order and self._contents.are_remote and numbers.stop < len(parts):
-            following = _numbers(parts, numbers.stop, parts.size)
+            following = _numbers(parts, numbers.stop, parts.size, self._ahead_size)
             self._ahead = following, self._contents.get_ahead([parts[at].key for at in following])
 
     def readinto(self, buffer: WriteableBuffer) -> int:

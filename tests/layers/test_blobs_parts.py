@@ -353,7 +353,7 @@ class TestLists:
         assert len(lists) == 1
         db.blobs.get(f"{key}-20")
         assert len(lists) == 2
-        monkeypatch.setattr("basin.layers.blobs._AHEAD_SIZE", 4 * KIB)
+        monkeypatch.setattr("basin.layers.blobs._LOCAL_AHEAD_SIZE", 4 * KIB)
         with db.blobs.open(key) as file:
             lists.clear()
             assert file.read() == self.CONTENT

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from basin.layers.snapshots.writing import SMALL_SIZE, Job, Written
 
-_BATCH_SIZE: Final = 2 << 20
+_BATCH_SIZE: Final = 1 << 20
 _BATCH_FILES: Final = 512
 _STEPS_MAX: Final = 4096
 """So many steps may wait for a batch that is not full."""

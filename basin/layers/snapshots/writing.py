@@ -153,6 +153,8 @@ class FileWriter:
         self._durable = durable
         self._names = TemporaryNames()
         self._lock = threading.Lock()
+        self._streaming = threading.Lock()
+        """Held while a large file is written: each is fetched on all cores, and some MiB at a time."""
         self.done_size = 0
         """Bytes written or compared so far, also of files that are not finished."""
 
@@ -306,7 +308,8 @@ class FileWriter:
     def _fill(self, descriptor: int, entry: Entry, attributes: Attributes | None, content: bytes | None) -> None:
         has_holes = self._sparse and attributes is not None and bool(attributes.flags & HAS_HOLES)
         if content is None:
-            self._fill_large(descriptor, entry, has_holes=has_holes)
+            with self._streaming:
+                self._fill_large(descriptor, entry, has_holes=has_holes)
         elif has_holes:
             _write_data(descriptor, content, 0)
             os.ftruncate(descriptor, len(content))
