@@ -59,6 +59,8 @@ def read_one(found: Found) -> Content:
         while missing and (piece := os.read(descriptor, min(missing, max(before.st_size, 0) + 1))):
             pieces.append(piece)
             missing -= len(piece)
+            if len(piece) == before.st_size:  # One byte more was asked for: this is the end.
+                break
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
