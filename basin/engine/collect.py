@@ -92,13 +92,15 @@ class Pruner:
         self.changed = 0
         self.names_waste = 0.0
         """The share of entries of names that nobody sees."""
+        self.names_unseen = 0
+        """How many of those stand in runs, at least."""
 
     def run(self) -> None:
         """Mark, and do what is due."""
         marks = mark(self._core, self._pause)
         try:
             usage = marks.usage()
-            self.names_waste = marks.names_waste
+            self.names_waste, self.names_unseen = marks.names_waste, marks.names_unseen
             self._revive(marks, usage)
             self._kill()
             self._condemn(marks, usage)

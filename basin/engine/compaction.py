@@ -12,9 +12,11 @@ comes too late is refused by the log, and costs only its own work.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -112,6 +114,7 @@ class Compaction:
         self._told = 0.0
         self._begun = time.monotonic()
         self._names_waste = 0.0
+        self._names_unseen = 0
         self.report = CompactionReport()
 
     def _policy(self) -> Policy:
@@ -149,7 +152,12 @@ class Compaction:
     # --- pace -------------------------------------------------------------------------------------------------------
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
-        """Do a step; damage stops it, and the others go on."""
+        """Do a step; damage stops it, and the others go on.
+
+        Each begins with as little memory as the one before: what one is done with lies in holes that do not fit the
+        next, and the peak of a prune of ten million grains was 99 MiB instead of 88.
+        """
+        _give_memory_back()
         self._progress.step = name
         self._pause(0)
         before = self._core.state
@@ -201,20 +209,21 @@ class Compaction:
             pruner = Pruner(self._core, self._policy(), self._pause, self._problem, self._done)
             pruner.run()
             self._names_waste = max(self._names_waste, pruner.names_waste)
+            self._names_unseen = pruner.names_unseen
             if not pruner.changed:
                 return
 
     def _merge_names(self) -> None:
         core = self._core
         if self._names_waste > _NAMES_WASTE and core.state.name_runs:
-            self._merge_window(core.state.name_runs)
+            self._merge_window(core.state.name_runs, unseen=self._names_unseen)
         while window := plan_names_rewrite(core.state) or plan_names_merge(core.state.name_runs):
             if not self._merge_window(window):
                 return
 
-    def _merge_window(self, window: Sequence[object]) -> bool:
+    def _merge_window(self, window: Sequence[object], *, unseen: int = 0) -> bool:
         runs = [run for run in self._core.state.name_runs if run in window]
-        if not merge_names(self._core, runs, self._pause):
+        if not merge_names(self._core, runs, self._pause, unseen=unseen):
             return False
         self._done("merge-names", [run.id for run in runs], 0)
         return True
@@ -261,6 +270,12 @@ class Compaction:
         with core.commit_mutex:
             if core.state.position > core.checkpoint_position:
                 checkpoint(core)
+
+
+def _give_memory_back() -> None:
+    """Let the C library return to the system what is free: glibc keeps what lies in holes, and much at the end."""
+    with suppress(AttributeError, OSError):  # Another C library.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stored(core: Core) -> int:

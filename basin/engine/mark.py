@@ -162,6 +162,8 @@ class Marks:
                 self._sources.append(_ScannedSource(identity, entries, numbers))
         self.names_waste = 0.0
         """The share of entries of names that no position at or above the floor sees."""
+        self.names_unseen = 0
+        """How many of those stand in runs, at least."""
         self._wanted = Wanted(core.options.spool_folder)
         self._fresh: list[_Matches] = []
         self._fresh_count = 0
@@ -448,6 +450,7 @@ def _mark(core: Core, pause: Callable[[int], None], floor: Position) -> Marks:
     for run in tables.runs:
         if isinstance(run, BrokenRun):
             raise run.error
+        run.rest()
     for identity, error in core.locator.broken.items():
         if state.strata[identity].added.kind == StratumKind.META or isinstance(error, ObjectMissing):
             raise error
@@ -455,12 +458,14 @@ def _mark(core: Core, pause: Callable[[int], None], floor: Position) -> Marks:
     try:
         bottom = last_version(max(floor, state.floor))
         blocks = [*(run_entries(run) for run in tables.runs), *map(column_entries, columns)]
-        entries = sum(run.run.entries for run in tables.runs) + sum(len(table.names) for table in columns)
+        in_runs = sum(run.run.entries for run in tables.runs)
+        entries = in_runs + sum(len(table.names) for table in columns)
         seen = 0
         for part in merged_columns(blocks, ranges, state.expire_through_ms, floor=bottom, bottom=bottom):
             marks.want(_content_keys(part))
             seen += len(part.names)
         marks.names_waste = 1 - seen / entries if entries else 0.0
+        marks.names_unseen = max(0, in_runs - seen)
         marks.follow()
     except BaseException:
         marks.close()

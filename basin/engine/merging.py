@@ -23,7 +23,7 @@ from basin.engine.runs import Columns, memtable_columns, write_run
 from basin.engine.state import FINISHED, last_version
 from basin.engine.writer import append_index
 from basin.format.index import Entries, IndexBuilder, join_entries, sort_entries
-from basin.format.layout import ENTRY_DELETE, INDEX_STRATA_MAX, StratumKind
+from basin.format.layout import ENTRY_DELETE, INDEX_STRATA_MAX, NAMES_BLOCK_SIZE, StratumKind
 from basin.format.names import Block
 from basin.format.record import IndexRun, NameRun, Record, StratumAdded
 from basin.terms import StratumId
@@ -31,6 +31,9 @@ from basin.terms import StratumId
 if TYPE_CHECKING:
     from basin.engine.core import Core
 
+_GATHERED_SIZE: Final = 16 * NAMES_BLOCK_SIZE
+"""Bytes of names and values that a merge of names gives on together: of 16 blocks the last is not full. When each round
+was written by itself, six runs became one whose blocks were a third full, and its directory three times as large."""
 _INDEX_PAGES_HELD: Final = 512
 """Pages that an index merge holds at a time, of all inputs together: 2 MiB, and as much again while they are sorted."""
 _INDEX_SLICE_MAX: Final = 64
@@ -79,10 +82,14 @@ def never(_: int) -> None:
     """Neither wait nor stop."""
 
 
-def merge_names(core: Core, window: Sequence[NameRun], pause: Callable[[int], None] = never) -> bool:
+def merge_names(
+    core: Core, window: Sequence[NameRun], pause: Callable[[int], None] = never, *, unseen: int = 0
+) -> bool:
     """Replace neighbouring runs by one, without what nobody at or above the floor can see.
 
-    `pause(bytes)` is called for what was read and written: it may wait, or raise to stop.
+    `pause(bytes)` is called for what was read and written: it may wait, or raise to stop. `unseen`: entries that will
+    be left out, as a marking has found, so that no filter is made for them first. It may be too high, because others
+    merged some of them away since: half of the entries have a filter in any case.
     """
     core.ensure_session()
     state, tables = core.current
@@ -94,13 +101,14 @@ def merge_names(core: Core, window: Sequence[NameRun], pause: Callable[[int], No
     # A deletion may go only when nothing older lies below it: in no other run, and not in the log behind `flushed`.
     bottom = min(floor, last_version(state.flushed)) if len(window) == len(state.name_runs) else 0
     kept_ranges = [entry for entry in ranges if entry[2] > bottom]
+    entries = sum(one.entries for one in window)
     run, added = write_run(
         core,
         merged_columns(blocks, ranges, state.expire_through_ms, floor=floor, bottom=bottom),
         kept_ranges,
         after=min(one.after for one in window),
         through=max(one.through for one in window),
-        count_max=sum(one.entries for one in window),
+        count_max=max(entries - unseen, entries // 2),
     )
     removed = [one.id for one in window]
     empty = not run.entries and not kept_ranges
@@ -129,8 +137,11 @@ def merged_columns(
 ) -> Iterator[Columns]:
     """The entries of several sources, merged block by block, without what nobody sees any more (see `_retained`).
 
-    All versions of a name stand in one block of each source.
+    All versions of a name stand in one block of each source, and in one of the parts that come out. Those are of many
+    blocks, of which whoever writes them makes full ones again; a round gives what is left of the shortest.
     """
+    gathered: list[SortedEntry] = []
+    size = 0
     waiting = [(entries, source) for source in blocks if (entries := next(source, []))]
     while waiting:
         pivot = min(entries[-1][0] for entries, _ in waiting)
@@ -146,9 +157,18 @@ def merged_columns(
         waiting = rest
         taken.sort()
         kept = _retained(taken, ranges, expired_ms, floor=floor, bottom=bottom)
-        if kept:
-            names, inverted, kinds, values, expiries = zip(*kept, strict=True)
-            yield Columns(names, [~version for version in inverted], kinds, values, expiries)
+        gathered += kept
+        size += sum([len(entry[0]) + len(entry[3]) for entry in kept])
+        if size >= _GATHERED_SIZE:
+            yield _columns_of(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield _columns_of(gathered)
+
+
+def _columns_of(entries: list[SortedEntry]) -> Columns:
+    names, inverted, kinds, values, expiries = zip(*entries, strict=True)
+    return Columns(names, [~version for version in inverted], kinds, values, expiries)
 
 
 def _name_of(entry: SortedEntry) -> bytes:

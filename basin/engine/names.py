@@ -13,6 +13,7 @@ import contextlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, repeat
 from typing import Final, NamedTuple, TypeAlias
 
@@ -20,7 +21,17 @@ from basin.engine.cache import Cache
 from basin.engine.memtable import Memtable, Row
 from basin.engine.reader import UNREADABLE, StratumReader, StratumReaders
 from basin.errors import BasinError, CorruptionError
-from basin.format.layout import ENTRY_DELETE, ENTRY_INLINE, ENTRY_REFERENCE, GRAIN_HEADER_SIZE, Kind, StratumKind
+from basin.format.grain import verify_grain
+from basin.format.layout import (
+    CODEC_STORED,
+    ENTRY_DELETE,
+    ENTRY_INLINE,
+    ENTRY_REFERENCE,
+    GRAIN_HEADER_SIZE,
+    PROFILE_OPEN,
+    Kind,
+    StratumKind,
+)
 from basin.format.names import Block, NamesDirectory, PackedBlock, decode_block, decode_directory
 from basin.format.record import NameRun
 from basin.terms import StratumId
@@ -30,7 +41,10 @@ _SCAN_BLOCKS_KEPT: Final = 256
 """A scan over more blocks than this (4 MiB) does not cache them: it would only drive out what single reads need."""
 _FEW: Final = 3
 """A merge puts fewer than a third of the names between the others one by one; more are sorted with them."""
-_KEY_AT: Final = 12
+_KIND_AT, _KEY_AT = 8, 12
+"""In a grain's header."""
+_STORED_DIRECTORY: Final = bytes([Kind.NAMES_DIRECTORY, CODEC_STORED, 0, 0])
+"""Kind, codec and flags of a directory that is not compressed."""
 
 Range: TypeAlias = tuple[bytes, bytes, int]
 """A range deletion: (start, stop, version)."""
@@ -39,16 +53,18 @@ Range: TypeAlias = tuple[bytes, bytes, int]
 class RunReader:
     """One sorted run of names."""
 
-    def __init__(self, run: NameRun, reader: StratumReader, cache: Cache) -> None:
-        """Read the run's directory: one read."""
+    def __init__(self, run: NameRun, reader: StratumReader, cache: Cache, *, is_searched: bool = False) -> None:
+        """Read the run's directory: one read, and another for the filter as soon as a name is looked for.
+
+        `is_searched`: a name is looked for at once, so the filter is kept from the first.
+        """
         self.run = run
         self._reader = reader
         self._cache = cache
         self._decoded: dict[int, Block] = {}
         self._packed: dict[int, PackedBlock] = {}
-        self._directory = decode_directory(
-            self._content(run.directory_offset, run.directory_length, Kind.NAMES_DIRECTORY)
-        )
+        self._load = partial(_directory_payload, reader, run)  # Not a method: a run that is merged away goes at once.
+        self._directory = decode_directory(self._load(), None if is_searched else self._load)
         version = run.version
         self._ranges: list[Range] = [(start, stop, version or at) for start, stop, at in self._directory.ranges]
 
@@ -62,20 +78,9 @@ class RunReader:
         """Where the blocks lie."""
         return self._directory
 
-    def _content(self, offset: int, length: int, expected: Kind) -> bytes:
-        grain = self._reader.read_raw(offset, length)
-        if len(grain) < GRAIN_HEADER_SIZE:
-            raise self._reader.damage(offset, "a block of names is cut short")
-        try:
-            kind, payload = self._reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
-        except CorruptionError:
-            again = self._reader.read_again(offset, length)
-            if again is None:
-                raise
-            kind, payload = self._reader.decode_grain(again, offset, again[_KEY_AT:GRAIN_HEADER_SIZE])
-        if kind != expected:
-            raise self._reader.damage(offset, "another grain stands where names belong")
-        return payload.content
+    def rest(self) -> None:
+        """Do without the filter until somebody looks for a name."""
+        self._directory.forget_filter(self._load)
 
     def block(self, number: int, *, keep: bool = True) -> Block:
         """A decoded block; one read and one decryption unless cached."""
@@ -113,7 +118,8 @@ class RunReader:
         return block
 
     def _block_payload(self, number: int) -> bytes:
-        return self._content(self._directory.offsets[number], self._directory.lengths[number], Kind.NAMES_BLOCK)
+        directory = self._directory
+        return _content(self._reader, directory.offsets[number], directory.lengths[number], Kind.NAMES_BLOCK)
 
     def _require_first(self, number: int, first: bytes) -> None:
         """In an open basin no seal binds a block to its place: whole blocks that were swapped pass their checksums."""
@@ -132,6 +138,38 @@ class RunReader:
             raise type(error)(f"{name} at byte {offset}: {error.message}", object=name, offset=offset) from error
 
 
+def _directory_payload(reader: StratumReader, run: NameRun) -> bytes | memoryview:
+    """The directory of a run; of an open basin as a part of its grain: of ten million names it has 15 MiB."""
+    offset, length = run.directory_offset, run.directory_length
+    grain = reader.read_raw(offset, length)
+    if reader.header.profile == PROFILE_OPEN and grain[_KIND_AT:_KEY_AT] == _STORED_DIRECTORY:
+        with contextlib.suppress(CorruptionError):
+            verify_grain(grain)
+            return memoryview(grain)[GRAIN_HEADER_SIZE:]
+    return _decoded(reader, grain, offset, Kind.NAMES_DIRECTORY)
+
+
+def _content(reader: StratumReader, offset: int, length: int, expected: Kind) -> bytes:
+    """The payload of a grain of names: one read and one decryption."""
+    return _decoded(reader, reader.read_raw(offset, length), offset, expected)
+
+
+def _decoded(reader: StratumReader, grain: bytes, offset: int, expected: Kind) -> bytes:
+    """The payload of a grain of names; where it is damaged, that of another reading of it."""
+    if len(grain) < GRAIN_HEADER_SIZE:
+        raise reader.damage(offset, "a block of names is cut short")
+    try:
+        kind, payload = reader.decode_grain(grain, offset, grain[_KEY_AT:GRAIN_HEADER_SIZE])
+    except CorruptionError:
+        again = reader.read_again(offset, len(grain))
+        if again is None:
+            raise
+        kind, payload = reader.decode_grain(again, offset, again[_KEY_AT:GRAIN_HEADER_SIZE])
+    if kind != expected:
+        raise reader.damage(offset, "another grain stands where names belong")
+    return payload.content
+
+
 class BrokenRun(RunReader):
     """A run that cannot be opened: whatever would have to look into it raises why, and nothing is called absent."""
 
@@ -139,6 +177,9 @@ class BrokenRun(RunReader):
         self.run = run
         self._ranges = []
         self.error = error
+
+    def rest(self) -> None:
+        """There is nothing that could."""
 
     @property
     def directory(self) -> NamesDirectory:
@@ -160,13 +201,17 @@ class LazyRun(RunReader):
         self._siblings = siblings
         self._opened: RunReader | None = None
 
-    def _open(self) -> RunReader:
+    def _open(self, *, is_searched: bool = False) -> RunReader:
         opened = self._opened
         if opened is None:
             self._readers.prefetch(self._siblings)
             reader = self._readers.get(StratumKind.META, self.run.id)
-            opened = self._opened = RunReader(self.run, reader, self._readers.cache)
+            opened = self._opened = RunReader(self.run, reader, self._readers.cache, is_searched=is_searched)
         return opened
+
+    def rest(self) -> None:
+        if self._opened is not None:
+            self._opened.rest()
 
     @property
     def ranges(self) -> list[Range]:
@@ -180,7 +225,7 @@ class LazyRun(RunReader):
         return self._open().block(number, keep=keep)
 
     def find(self, name: bytes, version_max: int) -> Row | None:
-        return self._open().find(name, version_max)
+        return (self._opened or self._open(is_searched=True)).find(name, version_max)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ _WINDOW: Final = 4 << 20
 _WINDOW_ON_DISK: Final = 1 << 20
 _GAP: Final = 64 << 10
 """Bytes between two grains that are read along, because another read costs more."""
+_PLACED_TOGETHER: Final = 1 << 13
+"""Grains whose places are widened at a time, to 32 bytes each."""
 _SMALL: Final = 16 << 10
 _TOGETHER: Final = 256
 """Small grains that are appended together."""
@@ -166,9 +168,11 @@ class Rewriter:
         """Some grains of a stratum, given in any order. An array of them takes 8 bytes a grain, a list 144."""
         reader = self._core.readers.get(added.kind, added.id)
         rows = places if isinstance(places, np.ndarray) else places_of(places)
+        del places
         rows = rows[np.argsort(rows["offset"], kind="stable")]
         window = _WINDOW if self._core.is_remote else _WINDOW_ON_DISK
-        self._copy_each(reader, grains_at(reader, rows, window))
+        for start in range(0, len(rows), _PLACED_TOGETHER):
+            self._copy_each(reader, grains_at(reader, rows[start : start + _PLACED_TOGETHER], window))
 
     def _copy_each(self, reader: StratumReader, grains: Iterable[tuple[int, bytes]]) -> None:
         """Copy grains in their order, small ones without links together."""

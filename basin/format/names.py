@@ -5,7 +5,8 @@ out: a block of plain puts of one version has just lengths, names and values. A 
 every block, the range deletions, and a filter over all names. The range deletions stand in a grain of their own as
 well, so that losing the directory does not lose them.
 
-Invariants: a block decodes only if its columns fill it exactly; names ascend, versions of one name descend strictly.
+Invariants: a block decodes only if its columns fill it exactly; names ascend, versions of one name descend strictly. A
+decoded directory holds nothing for each name but the filter, and no filter that it was told to do without.
 Pure; uses NumPy to build the filter.
 """
 
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from operator import le, lt
 from typing import Any, Final, NamedTuple
@@ -46,6 +47,14 @@ _VALUE_SIZES: Final = {ENTRY_DELETE: 0, ENTRY_REFERENCE: CONTENT_KEY_SIZE}
 _FILTER_NAMES_PER_WORD: Final = 6
 _FILTER_FOLDS: Final = 64
 _FILTER_PIECE: Final = 4096
+_FOLDED_TOGETHER: Final = 1 << 13
+"""Words of a filter that are put together at a time: 64 KiB and not as much as half the filter."""
+FILTER_RESTS_FROM: Final = 256 << 10
+"""Bytes of a filter that is not kept before somebody looks for a name, where it can be read again: 190,000 names. One
+that is smaller is read again in less time than it takes to find out."""
+_READ_TOGETHER: Final = 64 << 10
+"""Bytes of a directory that are unpacked at a time."""
+_U32_MAX: Final = (1 << 32) - 1
 _FILTER_COUNT_MAX: Final = 1 << 26
 """About 10.7 bits a name: 2 % of the look-ups of absent names read a block in vain."""
 
@@ -285,35 +294,59 @@ def _column(payload: bytes, lengths_at: int, count: int, start: int, total: int)
 class NamesDirectory:
     """Where the blocks of one run lie in its stratum, and what is known of all its names.
 
-    `firsts[i]` is the first name of block i; `offsets` and `lengths` locate its grain. `ranges` are the range
-    deletions as (start, stop, version). `filter_words` is None when every look-up must read a block.
+    `firsts[i]` is the first name of block i; `offsets` and `lengths` locate its grain, in 4 bytes each unless the run
+    has more than 4 GiB. `ranges` are the range deletions as (start, stop, version).
     """
 
     entries: int
     firsts: list[bytes]
     last: bytes
-    offsets: list[int]
-    lengths: list[int]
+    offsets: memoryview
+    lengths: memoryview
     ranges: list[tuple[bytes, bytes, int]]
     filter_words: memoryview | None
+    """None while the filter rests where it is stored, and where there is none: every look-up must read a block."""
+    _word_count: int
+    _load: Callable[[], bytes | memoryview] | None = field(default=None, repr=False, compare=False)
 
     def block_for(self, name: bytes) -> int:
         """Number of the last block whose first name is at most `name`, or -1."""
         return bisect_right(self.firsts, name) - 1
 
+    def forget_filter(self, load: Callable[[], bytes | memoryview]) -> None:
+        """Do without a large filter, a byte a name, until somebody looks for one, who waits for `load`.
+
+        `load` gives the payload of the directory again. What it raises, `may_contain` does.
+        """
+        if 8 * self._word_count >= FILTER_RESTS_FROM:
+            self._load = load
+            self.filter_words = None
+
     def may_contain(self, name: bytes) -> bool:
         """False means that no entry of exactly this name is in the run."""
         words = self.filter_words
         if words is None:
-            return True
+            words = self._filter()
+            if words is None:
+                return True
         digest = xxhash.xxh3_64_intdigest(name)
         mask = 1 << (digest >> 32 & 63) | 1 << (digest >> 38 & 63) | 1 << (digest >> 44 & 63) | 1 << (digest >> 50 & 63)
         word: int = words[(digest & 0xFFFFFFFF) * len(words) >> 32]
         return word & mask == mask
 
+    def _filter(self) -> memoryview | None:
+        """The words of the filter, read again; None if there is none."""
+        if self._load is None:
+            return None
+        _, stored = _directory_fields(self._load(), wants_columns=False)
+        if len(stored) != 8 * self._word_count:
+            raise CorruptionError("the directory of a run of names is not what it was when it was read first")
+        words = self.filter_words = memoryview(bytes(stored)).cast("Q")
+        return words
+
 
 class FilterBuilder:
-    """Collects a filter over names, piece by piece. Memory: the filter, and 40 bytes for each name of a piece."""
+    """Collects a filter over names, piece by piece. Memory: the filter, once, and 40 bytes for each name of a piece."""
 
     def __init__(self, count_max: int) -> None:
         """`count_max`: names at most; with fewer, the filter is made smaller at the end.
@@ -336,22 +369,28 @@ class FilterBuilder:
                 mask |= np.uint64(1) << ((digests >> np.uint64(shift)) & np.uint64(63))
             np.bitwise_or.at(self._words, slot, mask)
 
-    def to_bytes(self) -> bytes:
-        """The words, one for each 6 names or a few more.
+    def to_bytes(self) -> memoryview:
+        """The words, one for each 6 names or a few more. Call it once: they are the builder's own, not a copy.
 
         Half as many words send a digest to half the number, rounded down: so neighbours are put together.
         """
         words = self._words
-        while len(words) % 2 == 0 and len(words) // 2 * _FILTER_NAMES_PER_WORD >= self._count:
-            words = words[::2] | words[1::2]
-        return words.astype("<u8", copy=False).tobytes()
+        count = len(words)
+        while count % 2 == 0 and count // 2 * _FILTER_NAMES_PER_WORD >= self._count:
+            count //= 2
+            for start in range(0, count, _FOLDED_TOGETHER):
+                stop = min(count, start + _FOLDED_TOGETHER)
+                # What is read lies at or behind what is written, and the sum is made before any of it is.
+                words[start:stop] = words[2 * start : 2 * stop : 2] | words[2 * start + 1 : 2 * stop : 2]
+        words.resize(count, refcheck=False)  # In place: what is cut off goes back to the system.
+        return words.astype("<u8", copy=False).data.cast("B")
 
 
 def build_filter(names: Sequence[bytes]) -> bytes:
     """Filter words over `names`."""
     builder = FilterBuilder(len(names))
     builder.add(names)
-    return builder.to_bytes()
+    return bytes(builder.to_bytes())
 
 
 def encode_directory(
@@ -362,7 +401,7 @@ def encode_directory(
     offsets: list[int],
     lengths: list[int],
     ranges: list[tuple[bytes, bytes, int]],
-    filter_bytes: bytes,
+    filter_bytes: bytes | memoryview,
 ) -> bytes:
     """The payload of a NAMES_DIRECTORY grain: a MessagePack map."""
     packer = msgpack.Packer(autoreset=False)
@@ -375,12 +414,16 @@ def encode_directory(
         "ranges": ranges,
     }
     packer.pack_map_header(len(fields) + 1)
-    for field, value in fields.items():
-        packer.pack(field)
+    for name, value in fields.items():
+        packer.pack(name)
         packer.pack(value)
     packer.pack("filter")
-    # Joined only here: ten million names have 11 MiB, of which the packer would hold two more copies.
+    # Joined only here: ten million names have 13 MiB, of which the packer would hold two more copies.
     return b"".join((packer.bytes(), _binary_header(len(filter_bytes)), filter_bytes))
+
+
+_BINARY_SIZE_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+"""What MessagePack puts before a byte string: this, then its size in so many bytes, big-endian."""
 
 
 def _binary_header(size: int) -> bytes:
@@ -390,24 +433,122 @@ def _binary_header(size: int) -> bytes:
     return b"\xc5" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xc6" + size.to_bytes(4, "big")
 
 
-def decode_directory(payload: bytes) -> NamesDirectory:
-    """Undo `encode_directory`; raise `CorruptionError` on anything else."""
-    fields = unpack_map(payload)
+def decode_directory(
+    payload: bytes | memoryview, load: Callable[[], bytes | memoryview] | None = None
+) -> NamesDirectory:
+    """Undo `encode_directory`; raise `CorruptionError` on anything else.
+
+    With `load`, which gives the payload again, a large filter is not kept: see `NamesDirectory.forget_filter`. Nothing
+    of `payload` is kept either way.
+    """
+    fields, stored = _directory_fields(payload)
     try:
         firsts = [_full_name(name) for name in fields["firsts"]]
-        offsets = [_size(value) for value in fields["offsets"]]
-        lengths = [_size(value) for value in fields["lengths"]]
+        offsets, lengths = _numbers(fields.pop("offsets")), _numbers(fields.pop("lengths"))
         ranges = _ranges(fields)
-        filter_bytes = fields["filter"]
         entries, last = _size(fields["entries"]), _full_name(fields["last"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptionError("the directory of a run of names is malformed") from error
-    if not (len(firsts) == len(offsets) == len(lengths)) or type(filter_bytes) is not bytes or len(filter_bytes) % 8:
+    if not (len(firsts) == len(offsets) == len(lengths)):
         raise CorruptionError("the directory of a run of names has columns of different lengths")
-    if not all(map(le, firsts, firsts[1:])) or any(length > CONTENT_SIZE_MAX for length in lengths):
+    if not all(map(le, firsts, firsts[1:])) or max(lengths, default=0) > CONTENT_SIZE_MAX:
         raise CorruptionError("the directory of a run of names is out of order")
-    words = memoryview(filter_bytes).cast("Q") if filter_bytes else None
-    return NamesDirectory(entries, firsts, last, offsets, lengths, ranges, words)
+    directory = NamesDirectory(entries, firsts, last, offsets, lengths, ranges, None, len(stored) // 8)
+    if load is not None:
+        directory.forget_filter(load)
+    if len(stored) and directory._load is None:
+        directory.filter_words = memoryview(bytes(stored)).cast("Q")
+    return directory
+
+
+def _directory_fields(payload: bytes | memoryview, *, wants_columns: bool = True) -> tuple[dict[Any, Any], memoryview]:
+    """The fields of a directory, and its filter, as a part of `payload`: of ten million names it has 13 MiB.
+
+    Unless `wants_columns`, only the filter is of interest. Raises `CorruptionError` unless `payload` is one MessagePack
+    map, and its filter whole words.
+    """
+    fields: dict[Any, Any] = {}
+    stored: memoryview | None = None
+    try:
+        stream = _FieldStream(payload)
+        for _ in range(stream.count):
+            name = stream.take()
+            if name == "filter":
+                stored = stream.take_binary()
+            elif wants_columns:
+                fields[name] = stream.take()
+            else:
+                stream.skip()
+        stream.require_end()
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise CorruptionError("the directory of a run of names is malformed") from error
+    if stored is None or len(stored) % 8:
+        raise CorruptionError("the directory of a run of names has no filter of whole words")
+    return fields, stored
+
+
+class _Pieces:
+    """Bytes as the unpacker asks for them, so that it does not copy them as a whole."""
+
+    def __init__(self, payload: bytes | memoryview, offset: int) -> None:
+        self._payload = payload
+        self._offset = offset
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        start, self._offset = self._offset, self._offset + size
+        return bytes(self._payload[start : start + size])
+
+
+class _FieldStream:
+    """A MessagePack map, object by object, with memory for one of them; but byte strings can be left where they are.
+
+    Raises what the library does on other bytes, or `ValueError`. `count`: fields in the map.
+    """
+
+    def __init__(self, payload: bytes | memoryview) -> None:
+        self._payload = payload
+        self._start_at(0)
+        self.count: int = self._unpacker.read_map_header()
+
+    def _start_at(self, offset: int) -> None:
+        """Go on with the object at `offset`."""
+        self._start = offset
+        # No object has more elements than there are bytes: what a forged header claims is not allocated.
+        size_max = max(1, len(self._payload))
+        self._unpacker = msgpack.Unpacker(
+            _Pieces(self._payload, offset),
+            read_size=min(_READ_TOGETHER, size_max),
+            max_buffer_size=size_max,
+            raw=False,
+            strict_map_key=False,
+        )
+
+    def take(self) -> Any:
+        """The next object."""
+        return self._unpacker.unpack()
+
+    def skip(self) -> None:
+        """Pass over the next object."""
+        self._unpacker.skip()
+
+    def take_binary(self) -> memoryview:
+        """The next object, which must be a byte string, as a part of the payload."""
+        at = self._start + self._unpacker.tell()
+        size_bytes = _BINARY_SIZE_BYTES.get(self._payload[at]) if at < len(self._payload) else None
+        if size_bytes is None:
+            raise ValueError("not a byte string")
+        start = at + 1 + size_bytes
+        stop = start + int.from_bytes(self._payload[at + 1 : start], "big")
+        if stop > len(self._payload):
+            raise ValueError("a byte string is cut short")
+        self._start_at(stop)
+        return memoryview(self._payload)[start:stop]
+
+    def require_end(self) -> None:
+        """Raise unless nothing follows."""
+        if self._start + self._unpacker.tell() != len(self._payload):
+            raise ValueError("something follows the map")
 
 
 def encode_ranges(ranges: list[tuple[bytes, bytes, int]]) -> bytes:
@@ -433,6 +574,12 @@ def _size(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 64:
         raise ValueError("not an unsigned integer")
     return value
+
+
+def _numbers(values: Any) -> memoryview:
+    """Unsigned integers as a column of 4 bytes each, or of 8 where one does not fit."""
+    checked = [_size(value) for value in values]
+    return np.array(checked, dtype=np.uint32 if max(checked, default=0) <= _U32_MAX else np.uint64).data
 
 
 def _full_name(value: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,24 @@ def test_wanted_keys_come_back_sorted_and_once(limits: None, tmp_path: Path, rng
     assert not wanted
     wanted.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wanted_keys_take_the_same_memory_however_many_they_are(tmp_path: Path) -> None:
+    """Four MiB, and two more at most when Python's table of strings grows by the names of files."""
+    source = np.random.default_rng(1)
+    wanted = Wanted(str(tmp_path))
+    count, step = 1_000_000, 1000
+    tracemalloc.start()
+    try:
+        for _ in range(0, count, step):
+            wanted.add(source.integers(0, 1 << 64, step, dtype=np.uint64))
+        taken = sum(len(chunk) for chunk in wanted.take())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        wanted.close()
+    assert taken == count
+    assert peak < 6.5 * (1 << 20)
 
 
 def test_a_spool_gives_each_part_its_rows_in_order(tmp_path: Path) -> None:

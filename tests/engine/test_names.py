@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+import basin
 from basin.api import Database, open_storage
-from basin.engine.merging import flush, merge_names
+from basin.engine.mark import mark
+from basin.engine.merging import flush, merge_names, never
 from basin.engine.names import find_row, newer_than, scan
 from basin.engine.state import last_version
 from basin.errors import CorruptionError, InvalidArgument
-from basin.format.layout import ENTRY_DELETE
+from basin.format import names as names_module
+from basin.format.layout import ENTRY_DELETE, NAMES_BLOCK_SIZE
 from basin.format.ordered import decode_tuple, decode_u64, encode_tuple, encode_u64
+from basin.format.record import Record
 from basin.testing.disk import SimulatedDisk
 from basin.testing.simulated import SimulatedStorage
 
@@ -126,6 +133,29 @@ def test_a_scan_sees_one_position_whatever_is_written_meanwhile() -> None:
             db.commit()
 
 
+def test_a_merge_of_many_runs_writes_full_blocks(rng: random.Random) -> None:
+    """Also where the runs share all their names, of which the newest stays, and where values are large."""
+    with open_new() as db:
+        model: dict[bytes, bytes] = {}
+        for turn in range(6):
+            for _ in range(4000):
+                model[b"%05d" % rng.randrange(20_000)] = rng.randbytes(2000 if turn == 5 else 20)
+            db.put_many(model.items())
+            db.commit()
+            db.delete(min(model))
+            del model[min(model)]
+            db.commit()
+            assert flush(db.core)
+        sources = sum(run.run.entries for run in db.core.current.tables.runs)
+        db.core.append(lambda now: Record(floor=now.position))
+        assert merge_names(db.core, db.core.state.name_runs)
+        (run,) = db.core.current.tables.runs
+        assert run.run.entries == len(model) < sources
+        sizes = sum(len(PREFIX + name) + len(value) + 8 for name, value in model.items())
+        assert len(run.directory.firsts) < 1.2 * sizes / NAMES_BLOCK_SIZE
+        assert dict(db) == model
+
+
 def test_large_values_are_fetched_as_the_scan_goes_on() -> None:
     with open_new() as db:
         wanted = [(b"%03d" % number, bytes([number]) * 5000 if number % 3 else b"small") for number in range(250)]
@@ -135,6 +165,83 @@ def test_large_values_are_fetched_as_the_scan_goes_on() -> None:
         assert list(db.scan(reverse=True, limit=70)) == wanted[::-1][:70]
         first = next(iter(db.items()))
         assert first == wanted[0]
+
+
+# --- filters that rest ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A basin with one run of 2000 names; as if its filter were a large one."""
+    monkeypatch.setattr(names_module, "FILTER_RESTS_FROM", 0)
+    path = tmp_path / "basin"
+    with basin.open(path, profile="open", history_s=0.0) as db:
+        db.put_many([(b"%04d" % number, b"value %d" % number) for number in range(2000)])
+        db.commit()
+        assert flush(db.core)
+    return path
+
+
+def filters(db: Database) -> list[bool]:
+    """Whether the filter of each run is in memory."""
+    return [run.directory.filter_words is not None for run in db.core.current.tables.runs]
+
+
+def test_a_filter_is_read_when_a_name_is_looked_for_and_not_before(rested: Path) -> None:
+    with basin.open(rested) as db:
+        assert filters(db) == [False]
+        assert list(db.scan(start=b"1000", limit=2)) == [(b"1000", b"value 1000"), (b"1001", b"value 1001")]
+        assert filters(db) == [False]
+        assert db[b"1500"] == b"value 1500"
+        assert filters(db) == [True]
+        assert b"1500x" not in db
+
+
+def test_a_run_that_is_merged_away_goes_at_once_and_its_file_with_it(rested: Path) -> None:
+    """Not when garbage is looked for: the disk keeps what is open."""
+    with basin.open(rested, "w", history_s=0.0) as db:
+        db[b"1500"] = b"another"
+        db.commit()
+        assert flush(db.core)
+        assert db[b"1500"] == b"another"
+        gc.disable()
+        try:
+            old = [weakref.ref(run) for run in db.core.current.tables.runs]
+            assert len(old) == 2
+            assert merge_names(db.core, db.core.state.name_runs)
+            assert [run() for run in old] == [None, None]
+        finally:
+            gc.enable()
+
+
+def test_a_prune_lets_filters_rest_and_reads_none(rested: Path) -> None:
+    with basin.open(rested, "w", history_s=0.0) as db:
+        assert db[b"1500"] == b"value 1500"
+        db.delete(b"1500")
+        db.commit()
+        assert filters(db) == [True]
+        marks = mark(db.core, never)
+        marks.close()
+        assert filters(db) == [False]
+        assert not db.compact(grace_s=0).problems
+        assert set(filters(db)) == {False}
+        assert b"1500" not in db
+        assert db[b"1501"] == b"value 1501"
+
+
+def test_a_filter_that_was_damaged_while_it_rested_is_never_an_absent_name(rested: Path) -> None:
+    with basin.open(rested) as db:
+        (run,) = db.core.current.tables.runs
+        name = f"meta/{run.run.id}"
+        content = bytearray((rested / name).read_bytes())
+        content[run.run.directory_offset + run.run.directory_length - 3] ^= 1
+        (rested / name).write_bytes(content)
+        for _ in range(2):
+            with pytest.raises(CorruptionError) as told:
+                db.get(b"1500")
+            assert told.value.fields["object"] == name
+        assert filters(db) == [False]
+        assert len(list(db.scan())) == 2000
 
 
 # --- codecs that keep order -------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _names_directory() -> Example:
 
     def decode(data: bytes) -> Any:
         directory = names.decode_directory(data)
-        places = directory.entries, directory.firsts, directory.last, directory.offsets, directory.lengths
+        places = directory.entries, directory.firsts, directory.last, [*directory.offsets], [*directory.lengths]
         return places, directory.ranges, [directory.may_contain(name) for name in found]
 
     ranges = [(b"\0\0\0\0a", b"\0\0\0\0b", 4 << 16)]

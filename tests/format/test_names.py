@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 from functools import partial
 
 import msgpack
@@ -23,8 +24,10 @@ from basin.format.layout import (
     NAMES_BLOCK_HEADER_SIZE,
 )
 from basin.format.names import (
+    FILTER_RESTS_FROM,
     FilterBuilder,
     NameEntry,
+    NamesDirectory,
     PackedBlock,
     build_filter,
     check_versions,
@@ -162,7 +165,7 @@ def test_a_directory_comes_back(
             filter_bytes=build_filter(firsts) if filtered else b"",
         )
     )
-    assert (directory.firsts, directory.offsets, directory.lengths) == (firsts, offsets, lengths)
+    assert (directory.firsts, [*directory.offsets], [*directory.lengths]) == (firsts, offsets, lengths)
     assert directory.ranges == ranges
     assert (directory.filter_words is not None) == filtered
     for number, first in enumerate(firsts):
@@ -210,6 +213,7 @@ def test_a_directory_without_a_field_is_refused(missing: str) -> None:
         {"ranges": [(b"a", b"b", -1)]},
         {"filter": b"1234567"},
         {"filter": "12345678"},
+        {"filter": None},
     ],
     ids=str,
 )
@@ -219,6 +223,141 @@ def test_a_directory_of_wrong_values_is_refused(changed: dict[str, object]) -> N
 
 def test_an_unknown_field_of_a_directory_is_skipped() -> None:
     assert decode_directory(msgpack.packb({**FIELDS, "newer": 1})).entries == 2
+
+
+@pytest.mark.parametrize("size", [0, 8, 248, 256, 1 << 16])
+@pytest.mark.parametrize("behind", [{}, {"newer": [1, b"2"], "last": b"c"}])
+def test_a_filter_is_found_wherever_it_stands(size: int, behind: dict[str, object]) -> None:
+    """Its length is stated in one, two or four bytes, and other fields may follow it."""
+    fields = {**FIELDS, "filter": b"\xff" * size}
+    directory = decode_directory(msgpack.packb({name: fields[name] for name in sorted(fields)} | behind))
+    assert directory.last == fields["last"]
+    assert directory.filter_words == (memoryview(b"\xff" * size).cast("Q") if size else None)
+    assert directory.may_contain(b"anything")
+
+
+def test_a_directory_that_is_cut_short_or_followed_by_something_is_refused() -> None:
+    whole = msgpack.packb({**FIELDS, "filter": bytes(64)})
+    for length in range(len(whole)):
+        refused(CorruptionError, partial(decode_directory, whole[:length]))
+    for more in (b"\0", b"\xc1", whole):
+        refused(CorruptionError, partial(decode_directory, whole + more))
+
+
+# --- memory of a directory --------------------------------------------------------------------------------------------
+
+
+BLOCKS = 20_000
+FILTERED = [b"name %d" % number for number in range(200_000)]
+
+
+def large_directory(filtered: list[bytes] = FILTERED, blocks: int = BLOCKS) -> bytes:
+    """As a run of some million names has: the first names have 24 bytes, the filter is large."""
+    return encode_directory(
+        entries=blocks,
+        firsts=[b"a name of %014d" % number for number in range(blocks)],
+        last=b"b",
+        offsets=[128 + 16_000 * number for number in range(blocks)],
+        lengths=[16_000] * blocks,
+        ranges=[],
+        filter_bytes=build_filter(filtered),
+    )
+
+
+def test_a_directory_holds_little_for_each_block_and_no_filter_that_it_can_read_again() -> None:
+    """A block: its first name, 57 bytes and 8 in a list; where it lies, twice 4."""
+    payload = large_directory()
+    tracemalloc.start()
+    try:
+        directory = decode_directory(payload, lambda: payload)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (directory.offsets[-1], directory.lengths[-1]) == (128 + 16_000 * (BLOCKS - 1), 16_000)
+    assert held < 76 * BLOCKS
+    assert peak < held + 90 * BLOCKS  # Nor does decoding copy it: 16 bytes a list slot, 32 a number, once for each.
+    assert (directory.offsets.nbytes, directory.lengths.nbytes) == (4 * BLOCKS, 4 * BLOCKS)
+
+
+def test_a_directory_of_more_than_4_gib_is_exact() -> None:
+    offsets = [128, 1 << 32, (1 << 64) - 1]
+    fields = {**FIELDS, "firsts": [b"a", b"b", b"c"], "offsets": offsets, "lengths": [1, 2, CONTENT_SIZE_MAX]}
+    directory = decode_directory(msgpack.packb(fields))
+    assert [*directory.offsets] == offsets
+    assert [*directory.lengths] == [1, 2, CONTENT_SIZE_MAX]
+
+
+class Loads:
+    """A directory that can be read again, and how often it was."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.count = 0
+
+    def __call__(self) -> bytes:
+        self.count += 1
+        return self.payload
+
+    def directory(self) -> NamesDirectory:
+        return decode_directory(self.payload, self)
+
+
+def test_a_filter_that_rests_is_read_by_the_first_who_asks_and_says_the_same() -> None:
+    loads = Loads(large_directory(blocks=3))
+    kept, resting = decode_directory(loads.payload), loads.directory()
+    assert kept.filter_words is not None
+    assert kept.filter_words.nbytes >= FILTER_RESTS_FROM
+    assert kept.filter_words.obj is not loads.payload  # Which would be held with it, as a whole.
+    assert resting.filter_words is None
+    assert resting.block_for(b"b") == 2
+    assert loads.count == 0
+    probes = FILTERED[:1000] + [b"other %d" % number for number in range(1000)]
+    assert list(map(resting.may_contain, probes)) == list(map(kept.may_contain, probes))
+    assert loads.count == 1
+    assert resting.filter_words == kept.filter_words
+    resting.forget_filter(loads)
+    assert resting.filter_words is None
+    assert all(map(resting.may_contain, FILTERED[:10]))
+    assert loads.count == 2
+
+
+def test_a_small_filter_does_not_rest() -> None:
+    loads = Loads(large_directory(FILTERED[:1000], blocks=3))
+    directory = loads.directory()
+    directory.forget_filter(loads)
+    assert directory.filter_words is not None
+    assert all(map(directory.may_contain, FILTERED[:1000]))
+    assert loads.count == 0
+
+
+def test_another_filter_than_the_one_that_was_there_is_refused() -> None:
+    loads = Loads(large_directory(blocks=3))
+    directory = loads.directory()
+    for other in (large_directory(FILTERED[:1000], blocks=3), loads.payload[:-1], msgpack.packb(7)):
+        loads.payload = other
+        refused(CorruptionError, partial(directory.may_contain, b"a"))
+    assert directory.filter_words is None
+
+
+def test_a_filter_is_built_in_the_memory_that_it_takes() -> None:
+    """Folding it, too, makes no second one, and gives half of it back."""
+    for expected in (1, 2):
+        count = 2_000_000
+        tracemalloc.start()
+        try:
+            builder = FilterBuilder(count * expected)
+            for start in range(0, len(FILTERED), 5000):
+                builder.add(FILTERED[start : start + 5000])
+            builder._count = count
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            filter_bytes = builder.to_bytes()
+            left, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < held + (512 << 10)
+        assert left < 1.1 * len(filter_bytes)
+        assert len(filter_bytes) < 1.4 * count
 
 
 # --- searching a block where it lies ----------------------------------------------------------------------------------
