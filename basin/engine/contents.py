@@ -176,8 +176,7 @@ class Contents:
         if place is None:
             return False
         self._rely(relied, key + links_digest(links) if links else key, place)
-        self.found_count += 1
-        self.found_size += size
+        self._count_many(0, 0, 1, size)
         return True
 
     def _count_new(self, size: int, location: Location) -> None:
@@ -304,8 +303,7 @@ class Contents:
         kind = StratumKind.META if hot else StratumKind.DATA
         if not any(found) and len(set(keys)) == len(keys):
             self._append_new(contents, sizes, keys, grain_keys, range(len(keys)), relied, kind, parallel=parallel)
-            self.new_count += len(keys)
-            self.new_size += total
+            self._count_many(len(keys), total, 0, 0)
             return keys
         rows: list[int] = []
         found_size, seen = 0, set[bytes]()
@@ -319,12 +317,15 @@ class Contents:
                 seen.add(keys[row])
                 rows.append(row)
         self._append_new(contents, sizes, keys, grain_keys, rows, relied, kind, parallel=parallel)
-        new_size = total - found_size
-        self.new_count += len(rows)
-        self.new_size += new_size
-        self.found_count += len(contents) - len(rows)
-        self.found_size += found_size
+        self._count_many(len(rows), total - found_size, len(contents) - len(rows), found_size)
         return keys
+
+    def _count_many(self, new: int, new_size: int, found: int, found_size: int) -> None:
+        with self.mutex:
+            self.new_count += new
+            self.new_size += new_size
+            self.found_count += found
+            self.found_size += found_size
 
     def _find_many_in_meta(self, grain_keys: Sequence[bytes]) -> list[Location | None]:
         """For each key a place in `meta/`, if there is one."""

@@ -127,6 +127,11 @@ class Blobs:
         self._scope.require_writable()
         self._scope.put(_PREFIX + self._key(address), ENTRY_DELETE, b"", 0, None)
 
+    @property
+    def are_remote(self) -> bool:
+        """Whether contents come from a bucket, where it pays to ask for many at once."""
+        return self._contents.are_remote
+
     # --- getting ----------------------------------------------------------------------------------------------------
 
     def _key(self, address: Address) -> bytes:

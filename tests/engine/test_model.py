@@ -801,6 +801,7 @@ def test_the_engine_does_what_the_model_does(machine: type[BasinMachine], exampl
 
 ELSEWHERE = {
     "adopt": "test_ingest",
+    "blobs.are_remote": "test_blobs_hot",
     "blobs.get_linked": "test_blobs_hot",
     "blobs.get_linked_many": "test_blobs_hot",
     "blobs.missing": "test_blobs_hot",

@@ -382,6 +382,10 @@ def test_of_a_hot_copy_and_a_newer_cold_one_a_prune_keeps_the_hot_one(reopened: 
         assert db.blobs.get_many(keys) == contents
 
 
+def test_contents_know_whether_they_come_over_a_network(db: Database) -> None:
+    assert db.blobs.are_remote == db.url.startswith("memory://")
+
+
 def test_what_is_missing_is_told_without_reading_it(reopened: Open) -> None:
     with reopened() as db:
         keys = db.blobs.put_many([os.urandom(700) for _ in range(5)] + [os.urandom(20_000)])

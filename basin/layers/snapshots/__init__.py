@@ -18,7 +18,6 @@ from basin.layers.snapshots.create import (
     Backup,
     BackupOptions,
     BackupProgress,
-    Known,
 )
 from basin.layers.snapshots.documents import (
     Document,
@@ -31,6 +30,7 @@ from basin.layers.snapshots.documents import (
     snapshot_name,
     text_of,
 )
+from basin.layers.snapshots.earlier import Known
 from basin.layers.snapshots.journal import delete_journal, journal_beginning, journal_rows, names
 from basin.layers.snapshots.patterns import Rules, read_patterns
 from basin.layers.snapshots.snapshot import Snapshot, TreePath, tree_path

@@ -7,7 +7,6 @@ together with others. Rows go to the tree and to the journal in the order in whi
 Invariants:
 
 - A file is read through a descriptor that follows no link, and is what it was when it was found, or is noted.
-- A row is not believed unchanged if the file may have been written after it was read in the same tick of the clock.
 - Every few seconds, or so many bytes, all that is done is committed; the end of the backup is one batch with the
   document, which also lets go of the journals that the snapshot supersedes.
 - Memory: some segments of files, the pages of the tree that are not complete, and the rows since the last commit.
@@ -25,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from basin.engine.basin import Basin, Batch
 from basin.errors import BasinError
@@ -47,6 +46,7 @@ from basin.layers.snapshots.documents import (
     snapshot_name,
     text_of,
 )
+from basin.layers.snapshots.earlier import Earlier, Known
 from basin.layers.snapshots.journal import Beginning, Journal, delete_journal, names
 from basin.layers.snapshots.large import LargeFile
 from basin.layers.snapshots.patterns import Rules
@@ -68,10 +68,6 @@ _ROWS_TOGETHER: Final = 2048
 _JOURNAL_SEGMENTS: Final = 16
 """A journal's interval is at least so many segments, so that what was read ahead is a small part of it."""
 _READERS: Final = 2
-_TICK_NS: Final = 20_000_000
-"""File systems keep times by the ticks of the kernel, up to 10 ms apart."""
-_PLAIN_SIZE: Final = 40
-"""Size of metadata without anything out of the ordinary."""
 _FILE: Final = int(RowKind.FILE)
 _DIRECTORY: Final = int(RowKind.DIRECTORY)
 
@@ -102,22 +98,19 @@ class BackupOptions:
     progress: Callable[[BackupProgress], None] | None = None
 
 
-@dataclass(frozen=True)
-class Known:
-    """Rows of an earlier backup in tree order, and when it began: what was written since is not believed.
+class _Put(NamedTuple):
+    """A small file whose content is stored."""
 
-    `beginning`: of the file at which it was interrupted.
-    """
-
-    rows: Iterator[Entry]
-    start_ns: int
-    beginning: Beginning | None = None
+    key: bytes
+    size: int
+    meta: bytes
+    is_changed: bool
 
 
 class _Segment:
-    """Found files in their order; those whose row is None are to be read. `large`: one file, to be streamed."""
+    """Found files in their order; those whose row is None are to be read, and put. `is_large`: one, to be streamed."""
 
-    __slots__ = ("found", "is_large", "read", "rows", "size")
+    __slots__ = ("found", "is_large", "put", "read", "rows", "size")
 
     def __init__(self) -> None:
         self.found: list[Found] = []
@@ -125,6 +118,7 @@ class _Segment:
         self.size = 0
         self.is_large = False
         self.read: Future[list[Content | OSError]] | None = None
+        self.put: Future[list[_Put | OSError]] | None = None
 
     def to_read(self) -> list[Found]:
         """The files without a row."""
@@ -150,61 +144,6 @@ class _Large:
         return Beginning(found.path, identity_of(found.meta), found.stat.st_size, start, parts)
 
 
-class _Earlier:
-    """The rows of one earlier backup, to be asked for in tree order."""
-
-    def __init__(self, known: Known) -> None:
-        self._rows = known.rows
-        self._trusted_ns = known.start_ns - _TICK_NS
-        self._beginning = known.beginning
-        self._row = next(self._rows, None)
-
-    def find(self, order: bytes, name: bytes) -> Entry | None:
-        """The row of a path. Never again one before it."""
-        row = self._row
-        while row is not None:
-            here = order_of(row.parent)
-            if (here, row.name) >= (order, name):
-                break
-            row = self._row = next(self._rows, None)
-        if row is None or row.name != name or order_of(row.parent) != order:
-            return None
-        return row
-
-    def beginning_of(self, found: Found) -> list[tuple[ContentKey, int]]:
-        """The parts that a file begins with that has not changed since; none if nothing is known of it."""
-        one = self._beginning
-        if (
-            one is None
-            or found.path != one.path
-            or found.stat.st_size != one.size
-            or identity_of(found.meta) != one.identity
-            or found.stat.st_ctime_ns >= self._trusted_ns
-        ):
-            return []
-        return one.parts
-
-    def row_of(self, found: Found, order: bytes) -> Entry | None:
-        """The row of a file that has not changed since."""
-        row = self.find(order, found.name)
-        stat = found.stat
-        if (
-            row is None
-            or row.kind != _FILE
-            or row.key is None
-            or row.size != stat.st_size
-            or stat.st_ctime_ns >= self._trusted_ns
-        ):
-            return None
-        if row.meta == found.meta:
-            return row
-        if identity_of(row.meta) != identity_of(found.meta) or (
-            len(row.meta) > _PLAIN_SIZE and decode_attributes(row.meta).changed
-        ):
-            return None
-        return row._replace(meta=found.meta)
-
-
 class _JournaledStore(BlobStore):
     """The tree's grains, put with the journal's batch, which also keeps them alive."""
 
@@ -228,7 +167,7 @@ class Backup:
         self._basin = basin
         self._document = document
         self._options = options
-        self._earlier = [_Earlier(one) for one in known]
+        self._earlier = [Earlier(one) for one in known]
         self._expected = expected
         self._begin = time.monotonic()
         self._problems: list[Problem] = []
@@ -407,30 +346,47 @@ class Backup:
         """Put what was found, with files being read ahead of it."""
         self._journal = journal
         self._committed = time.monotonic(), 0
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="basin-backup") as readers:
+        with (
+            ThreadPoolExecutor(_READERS, thread_name_prefix="basin-backup") as readers,
+            ThreadPoolExecutor(1, thread_name_prefix="basin-put") as putter,
+        ):
             waiting: deque[_Segment] = deque()
             try:
                 for segment in self._ahead(segments, waiting, readers):
-                    for row in (
-                        self._finish_large(segment, journal) if segment.is_large else self._finish(segment, journal)
-                    ):
+                    self._begin_put(segment, journal, putter)
+                    put = segment.put.result() if segment.put is not None else []
+                    # What will have been read before the next commit counts, too.
+                    is_due = self._is_due(segment.size + sum(one.size for one in waiting) + 2 * self._segment_size)
+                    if waiting and not is_due and not segment.is_large:
+                        self._begin_put(waiting[0], journal, putter)
+                    for row in self._finish_large(segment) if segment.is_large else self._finish(segment, put):
                         writer.add(row)
                         journal.add(row)
                     self._report()
-                    # What will have been read before the next commit counts, too.
-                    self._journal_if_due(sum(one.size for one in waiting) + 2 * self._segment_size)
+                    if is_due:
+                        self._commit_journal()
             finally:
                 for segment in waiting:
-                    if segment.read is not None:
-                        segment.read.cancel()
+                    for future in (segment.read, segment.put):
+                        if future is not None:
+                            future.cancel()
 
-    def _journal_if_due(self, ahead: int) -> None:
-        """Commit what is done, if the last time is so many seconds or bytes ago."""
-        if self._journal is None:
-            return
+    def _begin_put(self, segment: _Segment, journal: Journal, putter: ThreadPoolExecutor) -> None:
+        """Have the contents of small files put by the journal's batch: nothing is committed before their rows are."""
+        read, blobs = segment.read, journal.blobs
+        if read is not None and segment.put is None:
+            segment.read = None
+            segment.put = putter.submit(_put_all, read, blobs)
+
+    def _is_due(self, ahead: int) -> bool:
+        """Whether the last commit is so many seconds or bytes ago, with those that are read ahead."""
         then, read_size = self._committed
         since = self._counts["read_size"] - read_size + ahead
-        if time.monotonic() - then < self._options.journal_interval_s and since < self._options.journal_size:
+        return time.monotonic() - then >= self._options.journal_interval_s or since >= self._options.journal_size
+
+    def _commit_journal(self) -> None:
+        """Commit what is done."""
+        if self._journal is None:
             return
         if self._large is not None:
             beginning = self._large.go_on()
@@ -456,11 +412,9 @@ class Backup:
         while waiting:
             yield waiting.popleft()
 
-    def _finish(self, segment: _Segment, journal: Journal) -> Iterator[Entry]:
-        """Put what was read of a segment; its rows in order."""
-        contents = segment.read.result() if segment.read is not None else []
-        keys = iter(journal.blobs.put_many([one.data for one in contents if isinstance(one, Content)], root=False))
-        results = iter(contents)
+    def _finish(self, segment: _Segment, put: Iterable[_Put | OSError]) -> Iterator[Entry]:
+        """The rows of a segment in order, after what was read of it is put."""
+        results = iter(put)
         for found, row in zip(segment.found, segment.rows, strict=True):
             if row is not None:
                 self._count(found, row)
@@ -470,13 +424,12 @@ class Backup:
             if isinstance(result, OSError):
                 self._problem(found.path, _reason(result))
                 continue
-            key = next(keys).digest
-            size = len(result.data)
-            row = Entry(found.parent, found.name, _FILE, size, 0, key if size else None, result.meta)
-            self._count_read(found, row, size, changed=result.is_changed)
+            key, size, meta, is_changed = result
+            row = Entry(found.parent, found.name, _FILE, size, 0, key if size else None, meta)
+            self._count_read(found, row, size, changed=is_changed)
             yield row
 
-    def _finish_large(self, segment: _Segment, journal: Journal) -> Iterator[Entry]:
+    def _finish_large(self, segment: _Segment) -> Iterator[Entry]:
         """Stream a large file."""
         found = segment.found[0]
         self._current = found.path
@@ -537,7 +490,8 @@ class Backup:
         """So much more of a large file has been read."""
         self._counts["read_size"] += size
         self._report()
-        self._journal_if_due(_LARGE_AHEAD)
+        if self._journal is not None and self._is_due(_LARGE_AHEAD):
+            self._commit_journal()
 
     def _scan_problem(self, problem: ScanProblem) -> None:
         self._problem(problem.path, _reason(problem.error))
@@ -562,6 +516,16 @@ class Backup:
                 text_of(self._current),
             )
         )
+
+
+def _put_all(read: Future[list[Content | OSError]], blobs: Blobs) -> list[_Put | OSError]:
+    """Store what was read; the contents themselves are let go of."""
+    contents = read.result()
+    keys = iter(blobs.put_many([one.data for one in contents if isinstance(one, Content)], root=False))
+    return [
+        one if isinstance(one, OSError) else _Put(next(keys).digest, len(one.data), one.meta, one.is_changed)
+        for one in contents
+    ]
 
 
 class _Counting:

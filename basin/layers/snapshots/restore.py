@@ -42,6 +42,9 @@ __all__ = ["RestoreOptions", "RestoreProgress", "RestoreReport", "restore"]
 
 _TELL_ROWS: Final = 512
 """Between two calls of `progress`, where nothing has to be written."""
+_THREADS: Final = 2
+"""On two cores 42,672 files took 4.4 s, with one thread 5.0 and with four 5.3: they wait for each other there."""
+_THREADS_REMOTE: Final = 4
 _DIRECTORY: Final = int(RowKind.DIRECTORY)
 _FILE: Final = int(RowKind.FILE)
 _KINDS: Final = frozenset(map(int, RowKind))
@@ -128,7 +131,8 @@ class _Restore:
         self._metadata = Metadata(target, owners, self._findings, time.time_ns())
         self._root = self._here = _Directory(None, b"", None, is_wanted=True)
         self._links: dict[tuple[int, int], FirstLink] = {}
-        self._batches = Batches(self._write, options.threads, on_written=self._merge, on_wait=self._tell)
+        threads = options.threads or (_THREADS_REMOTE if contents.are_remote else _THREADS)
+        self._batches = Batches(self._write, threads, on_written=self._merge, on_wait=self._tell)
         self._passed_size = 0
         """Bytes of files that were not written."""
         self._files_expected = 0

@@ -49,7 +49,7 @@ class RestoreOptions:
     `durable`: what was restored survives a power cut once the restore has ended; one sync of each file system.
     `dry_run` changes nothing, and counts what would be done.
 
-    `progress` is called often, on the thread that restores. `threads` write at a time.
+    `progress` is called often, on the thread that restores. `threads` write at a time; None: two, from a bucket four.
     """
 
     wanted: Callable[[bytes, bool], bool] = _all
@@ -61,14 +61,14 @@ class RestoreOptions:
     durable: bool = True
     dry_run: bool = False
     progress: Callable[[RestoreProgress], None] | None = None
-    threads: int = 4
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.overwrite not in get_args(Overwrite):
             raise InvalidArgument(f"overwrite is one of {', '.join(get_args(Overwrite))}, not {self.overwrite!r}")
         if self.owners not in get_args(OwnersKept):
             raise InvalidArgument(f"owners is one of {', '.join(get_args(OwnersKept))}, not {self.owners!r}")
-        if self.threads < 1:
+        if self.threads is not None and self.threads < 1:
             raise InvalidArgument("at least one thread writes")
 
 

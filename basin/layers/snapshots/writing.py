@@ -67,6 +67,11 @@ class ContentReader(Protocol):
 class Contents(Protocol):
     """Where contents come from: `db.blobs`, or what stands in for it. Used by several threads at once."""
 
+    @property
+    def are_remote(self) -> bool:
+        """Whether they come over a network."""
+        ...
+
     def get_many(self, addresses: Iterable[ContentKey], /) -> list[bytes]:
         """Contents in the order asked for."""
         ...

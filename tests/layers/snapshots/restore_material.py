@@ -28,6 +28,8 @@ PART_SIZE = 4 << 20
 class MemoryContents:
     """Contents by key, as `db.blobs` gives them; counts what it was asked for. `broken`: keys that cannot be read."""
 
+    are_remote = False
+
     def __init__(self) -> None:
         self.stored: dict[bytes, bytes] = {}
         self.broken: dict[bytes, Exception] = {}

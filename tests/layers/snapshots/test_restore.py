@@ -418,19 +418,24 @@ def test_progress_ends_at_everything(rows: Rows, target: Path) -> None:
     assert seen
 
 
-def test_several_batches_are_written_at_once(rows: Rows, target: Path) -> None:
-    """Two threads meet in the contents, or the test would wait in vain."""
-    meeting = threading.Barrier(2, timeout=30)
+@pytest.mark.parametrize(("is_remote", "threads", "count"), [(False, None, 2), (True, None, 4), (False, 3, 3)])
+def test_several_batches_are_written_at_once(
+    is_remote: bool, threads: int | None, count: int, rows: Rows, target: Path
+) -> None:
+    """So many threads meet in the contents, or the test would wait in vain."""
+    meeting = threading.Barrier(count, timeout=30)
 
     class Meeting(MemoryContents):
+        are_remote = is_remote
+
         def get_many(self, addresses: Any, /) -> list[bytes]:
             meeting.wait()
             return super().get_many(addresses)
 
     rows.contents = Meeting()
-    for number in range(1024):
+    for number in range(count * 512):
         rows.file(f"{number:04}", b"%d" % number)
-    assert rows.restore(target, threads=2).files == 1024
+    assert rows.restore(target, threads=threads).files == count * 512
 
 
 def test_directories_are_opened_again_if_too_many_are_open(rows: Rows, target: Path) -> None:
