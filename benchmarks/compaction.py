@@ -151,7 +151,9 @@ def others(folder: Path, count: int) -> Rows:
 _FILL: Final = """
 import basin, os, sys
 path, count = sys.argv[1], int(sys.argv[2])
-with basin.open(path, profile="open", history_s=0.0) as db:
+secret = basin.Secret.generate()
+secret.to_file(path + ".secret")
+with basin.open(path, secret=secret, history_s=0.0) as db:
     for at in range(0, count, 10_000):
         with db.batch() as batch:
             keys = batch.blobs.put_many([os.urandom(100) for _ in range(10_000)])
@@ -161,7 +163,8 @@ with basin.open(path, profile="open", history_s=0.0) as db:
 """
 _PRUNE: Final = """
 import basin, sys
-with basin.open(sys.argv[1], "w", history_s=0.0) as db:
+secret = basin.Secret.from_file(sys.argv[1] + ".secret")
+with basin.open(sys.argv[1], "w", secret=secret, history_s=0.0) as db:
     report = db.compact(grace_s=0)
     assert not report.problems, report.problems
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
@@ -169,7 +172,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def memory(folder: Path, counts: list[int]) -> Rows:
-    """Peak resident MiB of a process that prunes, a third of all grains being dead."""
+    """Peak resident MiB of a process that prunes an encrypted basin, a third of all grains being dead."""
     rows: Rows = []
     lowest = 0
     for count in counts:
