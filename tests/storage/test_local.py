@@ -226,6 +226,25 @@ class TestErrors:
                 attempt()
             assert caught.value.fields["errno"] == errno.EIO
 
+    def test_writing_begins_before_the_sync(self, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A hint for every 4 MiB and what is more of them; one that cannot be taken changes nothing."""
+        hints: list[tuple[int, int]] = []
+        begin = local_files.begin_writing
+
+        def note(descriptor: int, offset: int, size: int) -> None:
+            hints.append((offset, size))
+            begin(descriptor, offset, size)
+            begin(local_files.NO_DESCRIPTOR, offset, size)
+
+        monkeypatch.setattr(local_files, "begin_writing", note)
+        mib = 1 << 20
+        file = storage.create("a")
+        for size in (3 * mib, 3 * mib, mib, 9 * mib, mib):
+            file.append(bytes(size))
+        assert hints == [(0, 6 * mib), (6 * mib, 10 * mib)]
+        file.sync()
+        assert storage.open("a").size() == 17 * mib
+
     def test_short_writes_and_reads_go_on(self, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
         data = bytes(range(200))
         write, pwrite, pread = os.write, os.pwrite, os.pread
