@@ -12,11 +12,9 @@ comes too late is refused by the log, and costs only its own work.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +22,7 @@ from basin.engine.checkpoints import checkpoint, due_floor, raise_floor
 from basin.engine.collect import Pruner
 from basin.engine.generations import finish_drops
 from basin.engine.mark import Marks, mark
+from basin.engine.memory import give_memory_back
 from basin.engine.merging import flush, merge_indexes, merge_names, never
 from basin.engine.plan import (
     MERGE_WIDTH,
@@ -157,7 +156,7 @@ class Compaction:
         Each begins with as little memory as the one before: what one is done with lies in holes that do not fit the
         next, and the peak of a prune of ten million grains was 99 MiB instead of 88.
         """
-        _give_memory_back()
+        give_memory_back()
         self._progress.step = name
         self._pause(0)
         before = self._core.state
@@ -270,12 +269,6 @@ class Compaction:
         with core.commit_mutex:
             if core.state.position > core.checkpoint_position:
                 checkpoint(core)
-
-
-def _give_memory_back() -> None:
-    """Let the C library return to the system what is free: glibc keeps what lies in holes, and much at the end."""
-    with suppress(AttributeError, OSError):  # Another C library.
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stored(core: Core) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import zstandard
 from blake3 import blake3
 
+from basin.engine.memory import give_memory_back
 from basin.engine.memtable import Memtable, versions_of
 from basin.engine.state import FINISHED
 from basin.engine.writer import StratumWriter
@@ -128,7 +129,7 @@ class RunBuilder:
         filter_bytes = self._filter.to_bytes()
         del self._filter
         firsts, self._firsts = self._firsts, []
-        return encode_directory(
+        payload = encode_directory(
             entries=self.entries,
             firsts=firsts,
             last=self._last,
@@ -137,6 +138,10 @@ class RunBuilder:
             ranges=ranges,
             filter_bytes=filter_bytes,
         )
+        del filter_bytes
+        if len(payload) >= MIB:
+            give_memory_back()  # The filter's place is a little too small for the payload when it is sealed.
+        return payload
 
 
 def memtable_columns(table: Memtable) -> Columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import basin
-from basin.engine.compaction import _give_memory_back
+from basin.engine.memory import give_memory_back
 from basin.engine.merging import flush
 from basin.format.layout import MIB
 
@@ -29,7 +29,7 @@ def test_a_step_begins_without_what_those_before_it_have_freed(tmp_path: Path) -
     with basin.open(tmp_path / "basin", profile="open", history_s=0.0) as db:
         db[b"name"] = b"value"
         db.commit()
-        _give_memory_back()
+        give_memory_back()
         staying = leave_holes(64 * MIB)
         before = resident()
         db.compact(grace_s=0)
