@@ -117,19 +117,11 @@ def write_files(arguments: argparse.Namespace, results: Results, verdicts: list[
     svg_path = arguments.svg or (DOCS / "benchmarks.svg" if docs else None)
     markdown_path = arguments.markdown or (DOCS / "benchmarks.md" if docs else None)
     if json_path:
-        write(json_path, results.to_text())
+        report.write(json_path, results.to_text())
     if svg_path:
-        write(svg_path, chart.draw(results))
+        report.write(svg_path, chart.draw(results))
     if markdown_path:
-        before = markdown_path.read_text() if markdown_path.exists() else ""
-        write(markdown_path, report.replace_generated(before, report.to_markdown(results, verdicts)))
-
-
-def write(path: Path, text: str) -> None:
-    """Write one file, and say so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    print(f"wrote {path}")
+        report.write_generated(markdown_path, report.to_markdown(results, verdicts))
 
 
 if __name__ == "__main__":

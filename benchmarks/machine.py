@@ -84,12 +84,13 @@ def describe(mount: Mount) -> dict[str, str | int]:
 
 def versions() -> dict[str, str]:
     """The installed version of every library that takes part."""
-    found = {"basin": _version("basin-store"), "sqlite": sqlite3.sqlite_version}
-    found.update({library: _version(library) for library in _LIBRARIES})
+    found = {"basin": version("basin-store"), "sqlite": sqlite3.sqlite_version}
+    found.update({library: version(library) for library in _LIBRARIES})
     return found
 
 
-def _version(distribution: str) -> str:
+def version(distribution: str) -> str:
+    """As installed, or that it is not."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,11 +1,12 @@
-"""The results for people: tables on the terminal, and the generated part of `docs/benchmarks.md`. Prints and
-formats only.
+"""The results for people: tables on the terminal, and the generated part of `docs/benchmarks.md`. Prints, formats and
+writes files only; `write` and `write_generated` serve the other benchmarks, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -162,6 +163,18 @@ def replace_generated(document: str, generated: str) -> str:
         return f"{document.rstrip()}\n\n{generated}\n".lstrip()
     after = rest.partition(END_MARK)[2]
     return before + generated + after
+
+
+def write(path: Path, text: str) -> None:
+    """Write one file, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    print(f"wrote {path}")
+
+
+def write_generated(path: Path, generated: str, introduction: str = "") -> None:
+    """Write a document with its generated part replaced; `introduction` is all of it if it is not there yet."""
+    write(path, replace_generated(path.read_text() if path.exists() else introduction, generated))
 
 
 def _peers(results: Results, variant: str) -> list[str]:

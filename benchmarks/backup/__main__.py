@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import random
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from benchmarks.backup.results import BackupResults
 from benchmarks.backup.runner import RestoredDiffers, run_rounds
 from benchmarks.backup.sides import Side, find_sides
 from benchmarks.backup.usage import CommandFailed, floor
-from benchmarks.report import replace_generated
+from benchmarks.report import write, write_generated
 
 DOCS: Final = Path("docs")
 KINDS: Final = ("basin", "restic", "borg")
@@ -115,19 +114,11 @@ def new_results(
         seed=random.SystemRandom().getrandbits(32) if wanted.seed is None else wanted.seed,
         started=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         machine=machine.describe(mount),
-        versions={library: version(library) for library in _LIBRARIES},
+        versions={library: machine.version(library) for library in _LIBRARIES},
         floor=0,
         sides={side.label: side.note for side in sides},
         absent=absent,
     )
-
-
-def version(distribution: str) -> str:
-    """As installed, or that it is not."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def run(
@@ -157,14 +148,7 @@ def write_files(wanted: argparse.Namespace, results: BackupResults) -> None:
     if json_path:
         write(json_path, results.to_text())
     if markdown_path:
-        before = markdown_path.read_text() if markdown_path.exists() else report.INTRODUCTION
-        write(markdown_path, replace_generated(before, report.to_markdown(results)))
-
-
-def write(path: Path, text: str) -> None:
-    """Write one file, and say so."""
-    path.write_text(text)
-    print(f"wrote {path}")
+        write_generated(markdown_path, report.to_markdown(results), report.INTRODUCTION)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib.metadata
 import random
 import sys
 import tempfile
@@ -16,7 +15,6 @@ from typing import Final
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.__main__ import write
 from benchmarks.bucket import budgets, report
 from benchmarks.bucket.jobs import Data, Job, all_jobs
 from benchmarks.bucket.place import Place
@@ -24,7 +22,7 @@ from benchmarks.bucket.results import BucketResults
 from benchmarks.bucket.runner import count_traffic, prepare, time_jobs
 from benchmarks.bucket.sides import available
 from benchmarks.bucket.workload import FULL, QUICK, BucketScale
-from benchmarks.report import replace_generated
+from benchmarks.report import write, write_generated
 from tests.storage import s3_servers
 from tests.storage.s3_servers import S3Server
 
@@ -93,8 +91,7 @@ def main(arguments: list[str]) -> int:
     if json_path:
         write(json_path, results.to_text())
     if markdown_path:
-        before = markdown_path.read_text() if markdown_path.exists() else report.INTRODUCTION
-        write(markdown_path, replace_generated(before, report.to_markdown(results, verdicts)))
+        write_generated(markdown_path, report.to_markdown(results, verdicts), report.INTRODUCTION)
     return 0
 
 
@@ -135,7 +132,7 @@ def measure(
         started=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         machine=machine.describe(mount),
         versions=versions(),
-        server=f"{server} {version(_SERVERS[server])}, on the loopback of the same machine",
+        server=f"{server} {machine.version(_SERVERS[server])}, on the loopback of the same machine",
         notes={job.title: job.note for job in jobs},
     )
     console = Console(stderr=True)
@@ -149,15 +146,7 @@ def measure(
 
 def versions() -> dict[str, str]:
     """The installed version of every library that takes part."""
-    return {"basin": version("basin-store"), **{library: version(library) for library in _LIBRARIES}}
-
-
-def version(distribution: str) -> str:
-    """As installed, or that it is not."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return {"basin": machine.version("basin-store"), **{library: machine.version(library) for library in _LIBRARIES}}
 
 
 if __name__ == "__main__":
