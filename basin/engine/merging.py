@@ -15,7 +15,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from basin.engine.index import IndexReader
 from basin.engine.names import Range, RunReader
@@ -29,6 +28,8 @@ from basin.format.record import IndexRun, NameRun, Record, StratumAdded
 from basin.terms import StratumId
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from basin.engine.core import Core
 
 _GATHERED_SIZE: Final = 16 * NAMES_BLOCK_SIZE

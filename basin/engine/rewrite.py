@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from basin.engine.merging import never, remove_files, write_index_run
@@ -37,12 +36,14 @@ from basin.format.record import IndexRun, Record, StratumAdded
 from basin.terms import StratumId
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from basin.engine.core import Core
 
 Place: TypeAlias = tuple[int, int]
 """Offset and length of a grain."""
 PLACE: Final = np.dtype([("offset", "<u4"), ("length", "<u4")])
-Places: TypeAlias = npt.NDArray[np.void]
+Places: TypeAlias = "npt.NDArray[np.void]"
 """A one-dimensional array of `PLACE`."""
 _WINDOW: Final = 4 << 20
 """Bytes that are read together, where a read may be a request."""

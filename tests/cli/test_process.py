@@ -21,7 +21,7 @@ HEAVY = {"basin.engine", "basin.format", "basin.api", "blake3", "cryptography", 
 NOT_FOR_READING = {
     *("basin.engine.compaction", "basin.engine.repair", "basin.engine.repair_log", "basin.engine.export"),
     *("basin.engine.ingest", "basin.engine.rounds", "asyncio", "fsspec", "importlib.metadata", "obstore", "pathspec"),
-    *("rich", "ssl"),
+    *("numpy.typing", "rich", "ssl"),
 }
 GROUPS = ["init", "kv", "blob", "log", "stats", "check", "repair", "secret"]
 

@@ -42,6 +42,8 @@ XATTRS_SIZE_MAX: Final = META_SIZE_MAX - (1 << 20)
 """Names and values of an entry's extended attributes, with room for all else."""
 
 _PLAIN: Final = struct.Struct("<qqQIIII")
+PLAIN_SIZE: Final = _PLAIN.size
+"""Of metadata without anything out of the ordinary."""
 _TIME_MAX: Final = (1 << 63) - 1
 _U32_LIMIT: Final = 1 << 32
 _U64_LIMIT: Final = 1 << 64
@@ -165,12 +167,12 @@ def identity_of(meta: bytes) -> bytes:
 
 def decode_attributes(meta: bytes) -> Attributes:
     """Undo `encode_attributes`; raise `CorruptionError` for what it would not have written."""
-    if not _PLAIN.size <= len(meta) <= META_SIZE_MAX:
+    if not PLAIN_SIZE <= len(meta) <= META_SIZE_MAX:
         raise CorruptionError(f"metadata of a row cannot have {len(meta)} bytes")
     mtime_ns, ctime_ns, inode, mode, uid, gid, flags = _PLAIN.unpack_from(meta)
     if mode > _MODE_MASK:
         raise CorruptionError(f"metadata of a row holds the impossible mode {mode:o}")
-    extras = _extras(meta) if len(meta) > _PLAIN.size else {}
+    extras = _extras(meta) if len(meta) > PLAIN_SIZE else {}
     return Attributes(
         mtime_ns,
         ctime_ns,
@@ -190,7 +192,7 @@ def decode_attributes(meta: bytes) -> Attributes:
 def _extras(meta: bytes) -> dict[Any, Any]:
     try:
         extras = msgpack.unpackb(
-            memoryview(meta)[_PLAIN.size :],
+            memoryview(meta)[PLAIN_SIZE :],
             raw=False,
             strict_map_key=False,
             object_pairs_hook=_ascending,

@@ -385,7 +385,7 @@ class Backup:
         return time.monotonic() - then >= self._options.journal_interval_s or since >= self._options.journal_size
 
     def _commit_journal(self) -> None:
-        """Commit what is done."""
+        """Commit what is done, if this backup has a journal."""
         if self._journal is None:
             return
         if self._large is not None:
@@ -490,7 +490,7 @@ class Backup:
         """So much more of a large file has been read."""
         self._counts["read_size"] += size
         self._report()
-        if self._journal is not None and self._is_due(_LARGE_AHEAD):
+        if self._is_due(_LARGE_AHEAD):
             self._commit_journal()
 
     def _scan_problem(self, problem: ScanProblem) -> None:

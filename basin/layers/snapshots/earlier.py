@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from basin.format.tree import Entry, RowKind, order_of
-from basin.layers.snapshots.attributes import decode_attributes, identity_of
+from basin.layers.snapshots.attributes import PLAIN_SIZE, decode_attributes, identity_of
 from basin.layers.snapshots.journal import Beginning
 from basin.layers.snapshots.scan import Found
 from basin.terms import ContentKey
 
 _TICK_NS: Final = 20_000_000
 """File systems keep times by the ticks of the kernel, up to 10 ms apart."""
-_PLAIN_SIZE: Final = 40
-"""Size of metadata without anything out of the ordinary."""
 _FILE: Final = int(RowKind.FILE)
 
 
@@ -88,7 +86,7 @@ class Earlier:
         if row.meta == found.meta:
             return row
         if identity_of(row.meta) != identity_of(found.meta) or (
-            len(row.meta) > _PLAIN_SIZE and decode_attributes(row.meta).changed
+            len(row.meta) > PLAIN_SIZE and decode_attributes(row.meta).changed
         ):
             return None
         return row._replace(meta=found.meta)
