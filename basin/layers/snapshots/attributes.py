@@ -192,7 +192,7 @@ def decode_attributes(meta: bytes) -> Attributes:
 def _extras(meta: bytes) -> dict[Any, Any]:
     try:
         extras = msgpack.unpackb(
-            memoryview(meta)[PLAIN_SIZE :],
+            memoryview(meta)[PLAIN_SIZE:],
             raw=False,
             strict_map_key=False,
             object_pairs_hook=_ascending,
